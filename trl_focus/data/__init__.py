@@ -1,0 +1,43 @@
+# Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
+
+from .converters import from_folder, from_pick_a_pic
+from .schema import (
+    COLUMNS,
+    FEATURES,
+    OPTIONAL_COLUMNS,
+    REQUIRED_COLUMNS,
+    RowReport,
+    check_columns,
+    check_row,
+    check_streamed_row,
+    decode_image,
+    decode_mask,
+    inspect_row,
+    is_tie,
+    mask_to_array,
+    reference_subject_indices,
+    subject_count,
+    validate_dataset,
+)
+
+
+__all__ = [
+    "COLUMNS",
+    "FEATURES",
+    "OPTIONAL_COLUMNS",
+    "REQUIRED_COLUMNS",
+    "RowReport",
+    "check_columns",
+    "check_row",
+    "check_streamed_row",
+    "decode_image",
+    "decode_mask",
+    "from_folder",
+    "from_pick_a_pic",
+    "inspect_row",
+    "is_tie",
+    "mask_to_array",
+    "reference_subject_indices",
+    "subject_count",
+    "validate_dataset",
+]

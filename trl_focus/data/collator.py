@@ -1,0 +1,121 @@
+# Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+
+from .layout import LayoutRule, RowKey
+from .schema import decode_image, mask_to_array
+
+
+def _covering_box(size: tuple[int, int], target: tuple[int, int], at: tuple[float, float]) -> tuple[float, ...]:
+    """Largest box (left, top, right, bottom) of the target's aspect ratio in an image; sizes are (width, height)."""
+    width, height = size
+    scale = min(width / target[0], height / target[1])
+    box_width, box_height = target[0] * scale, target[1] * scale
+    left, top = at[0] * (width - box_width), at[1] * (height - box_height)
+    return left, top, left + box_width, top + box_height
+
+
+def image_to_tensor(image: PIL.Image.Image) -> torch.Tensor:
+    """An RGB image as uint8 of shape `(3, H, W)`: a quarter of the bytes to move, and no dtype policy casts it."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+@dataclass
+class DataCollatorForDiffusionPreference:
+    """
+    Collates rows of one layout into tensors. Chosen, rejected and their masks share one crop, one flip and one caption
+    drop, drawn from the seed, the epoch and the row's identity.
+
+    Args:
+        layout_rule ([`LayoutRule`]):
+            The target size, and how the model sizes references.
+        cell_size (`int`):
+            Side of one cell of the denoiser's token grid, in pixels.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of all draws, here and of noise and level.
+        crop (`str`, *optional*, defaults to `"none"`):
+            `"none"` resizes the whole image to the target size; `"center"` and `"random"` cut out the target's aspect
+            ratio first.
+        random_flip (`bool`, *optional*, defaults to `False`):
+            Whether to mirror half of the pairs (not their references).
+        caption_dropout (`float`, *optional*, defaults to `0.0`):
+            Probability in [0, 1] that a pair's prompt is emptied.
+
+    Returns (from `__call__`) a dictionary, for B pairs, N references, S subjects:
+        - `prompt` (`list[str]`)
+        - `chosen`, `rejected` (uint8 of shape `(B, 3, H, W)`)
+        - `references` (list of N uint8 tensors of shape `(B, 3, h, w)`)
+        - `chosen_masks`, `rejected_masks` (float of shape `(B, S, H / cell, W / cell)` in [0, 1], area-averaged; only
+          where every row has them; an absent subject is all zero)
+        - `counts` (float of shape `(B,)`): 1, or 0 for a row that only fills up the batch
+        - `row`, `seed` (`list[int]`)
+    """
+
+    layout_rule: LayoutRule
+    cell_size: int
+    seed: int = 0
+    crop: str = "none"
+    random_flip: bool = False
+    caption_dropout: float = 0.0
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        pairs = [self.pair(row) for row in rows]
+        batch = {name: [pair[name] for pair in pairs] for name in ("prompt", "row", "seed")}
+        for name in ("chosen", "rejected", "counts"):
+            batch[name] = torch.stack([pair[name] for pair in pairs])
+        batch["references"] = [
+            torch.stack(images) for images in zip(*(pair["references"] for pair in pairs), strict=True)
+        ]
+        for name in ("chosen_masks", "rejected_masks"):
+            masks = [pair[name] for pair in pairs]
+            if all(mask is not None for mask in masks):
+                subjects = max(len(mask) for mask in masks)
+                batch[name] = torch.stack([F.pad(mask, (0, 0, 0, 0, 0, subjects - len(mask))) for mask in masks])
+        return batch
+
+    def pair(self, row: dict[str, Any]) -> dict[str, Any]:
+        """One row as tensors."""
+        key: RowKey = row["key"]
+        seeds = np.random.SeedSequence([self.seed, key.epoch, key.row])
+        rng = np.random.default_rng(seeds)
+        corner, flip, dropped = tuple(rng.random(2)), rng.random() < 0.5, rng.random() < self.caption_dropout
+        at = corner if self.crop == "random" else (0.5, 0.5)
+        flip = flip and self.random_flip
+
+        images = {name: decode_image(row[name]).convert("RGB") for name in ("chosen", "rejected")}
+        references = [decode_image(value).convert("RGB") for value in row.get("references") or []]
+        height, width = self.layout_rule(*(image.size for image in images.values())).size
+
+        def place(image: PIL.Image.Image, resample: PIL.Image.Resampling) -> PIL.Image.Image:
+            box = None if self.crop == "none" else _covering_box(image.size, (width, height), at)
+            image = image.resize((width, height), resample, box)
+            return image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
+
+        def masks(name: str) -> torch.Tensor | None:
+            values = row.get(f"{name}_masks")
+            if values is None:
+                return None
+            grid = height // self.cell_size, width // self.cell_size
+            cells_SHW = torch.zeros(len(values), *grid)
+            for cells_HW, value in zip(cells_SHW, values, strict=True):
+                if (mask := mask_to_array(value)) is not None:
+                    mask = np.array(place(PIL.Image.fromarray(mask), PIL.Image.Resampling.BOX))
+                    cells_HW.copy_(F.adaptive_avg_pool2d(torch.from_numpy(mask)[None], grid)[0])
+            return cells_SHW
+
+        return {
+            "prompt": "" if dropped else row["prompt"],
+            "references": [image_to_tensor(self.layout_rule.references.prepare(image)) for image in references],
+            "chosen_masks": masks("chosen"),
+            "rejected_masks": masks("rejected"),
+            "counts": torch.tensor(float(key.counts)),
+            "row": key.row,
+            "seed": int(seeds.generate_state(1, np.uint64)[0]),
+            **{name: image_to_tensor(place(image, PIL.Image.Resampling.LANCZOS)) for name, image in images.items()},
+        }

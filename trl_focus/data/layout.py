@@ -1,0 +1,262 @@
+# Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
+"""
+Batches of one layout. Denoisers take one target size and one set of reference sizes a call, so rows are batched with
+rows of their own layout: nothing is cropped to fit, left-over rows form smaller batches, and every process takes the
+same number of steps.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import torch
+from torch.utils.data import get_worker_info
+
+
+MAX_STRETCH = 1.1  # how much the aspect ratios of chosen and rejected may differ before one of them looks distorted
+
+
+class Layout(NamedTuple):
+    """Sizes of one row's images after resizing, each as (height, width) in pixels."""
+
+    size: tuple[int, int]
+    reference_sizes: tuple[tuple[int, int], ...] = ()
+
+
+class RowKey(NamedTuple):
+    """
+    Identity of a row in a batch: it seeds the row's noise, level, crop, flip and caption drop, whatever batch or process
+    the row is in. A row that does not count fills up a process that would otherwise run out of batches first.
+    """
+
+    row: int
+    epoch: int = 0
+    counts: bool = True
+
+
+def target_size(width: int, height: int, resolution: int, multiple: int) -> tuple[int, int]:
+    """
+    Size (height, width) at which an image is trained: its aspect ratio, an area of about `resolution` squared.
+
+    Sides are rounded to a sixteenth of the resolution (and to `multiple` pixels), which changes the aspect ratio by a
+    few percent at most and keeps the number of layouts small.
+    """
+    step = max(multiple, resolution // 16 // multiple * multiple)
+    scale = resolution / math.sqrt(width * height)
+    height, width = (max(step, round(side * scale / step) * step) for side in (height, width))
+    return height, width
+
+
+@dataclass
+class LayoutRule:
+    """
+    Layout of a row, from the sizes (width, height) of its images.
+
+    Args:
+        resolution (`int`):
+            Side in pixels of a square of the area at which pairs are trained.
+        multiple (`int`):
+            What sides must be multiples of, in pixels.
+        references ([`~families.base.ReferenceRule`], *optional*):
+            How the model sizes references; `None` if it takes none.
+        stretch (`bool`):
+            Whether whole images are resized to the target size, so that chosen and rejected need one aspect ratio.
+    """
+
+    resolution: int
+    multiple: int
+    references: Any = None
+    stretch: bool = True
+
+    def __call__(
+        self, chosen: tuple[int, int], rejected: tuple[int, int], references: Sequence[tuple[int, int]] = ()
+    ) -> Layout:
+        """
+        Raises:
+            ValueError: If these images can't be trained on; the message begins with the column.
+        """
+        ratio = (chosen[0] * rejected[1]) / (chosen[1] * rejected[0])
+        if self.stretch and max(ratio, 1 / ratio) > MAX_STRETCH:
+            raise ValueError(
+                "`rejected` is {}x{} pixels and `chosen` {}x{}: the aspect ratios differ too much to resize both to one "
+                "size. Crop or pad one of them, or set `crop` to 'center' or 'random'".format(*rejected, *chosen)
+            )
+        if references and self.references is None:
+            raise ValueError(
+                "`references` is not empty, and this model takes no reference images. Leave them out with "
+                "`dataset.remove_columns(['references'])` (and `reference_masks`, `reference_subjects`)"
+            )
+        sizes = []
+        for size in references:
+            try:
+                sizes.append(self.references.size(*size))
+            except ValueError as error:
+                raise ValueError(f"`references` holds an image that this model refuses: {error}") from error
+        return Layout(target_size(*chosen, self.resolution, self.multiple), tuple(sizes))
+
+
+def fill_up(batches: list[list[RowKey]], world_size: int) -> list[list[RowKey]]:
+    """Appends batches that do not count until every one of `world_size` processes has as many."""
+    missing = -len(batches) % world_size
+    return batches + [[batches[0][0]._replace(counts=False)] for _ in range(missing)]
+
+
+class LayoutBatchSampler:
+    """
+    Yields, for one process, the batches of an epoch as lists of [`RowKey`].
+
+    Args:
+        layouts (`Sequence[Hashable]`):
+            Layout of each row.
+        batch_size (`int`):
+            Rows in a full batch.
+        rank, world_size (`int`):
+            This process, and how many there are: batch `i` goes to process `i % world_size`.
+        shuffle (`bool`):
+            Whether each epoch has its own order of rows and batches.
+        seed (`int`):
+            Seed of that order.
+        drop_last (`bool`):
+            Whether to leave out batches that are not full.
+    """
+
+    def __init__(
+        self,
+        layouts: Sequence[Hashable],
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+    ):
+        groups = defaultdict(list)
+        for row, layout in enumerate(layouts):
+            groups[layout].append(row)
+        self.groups = list(groups.values())
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.drop_last = drop_last
+        self.epoch = 0
+        # `set_epoch` of accelerate's loaders looks for it on the batch sampler's `sampler`, also where a resumed run wraps
+        # the batch sampler to skip batches.
+        self.sampler = self
+
+    def set_epoch(self, epoch: int):
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        per_group = (len(rows) / self.batch_size for rows in self.groups)
+        n_batches = sum(math.floor(n) if self.drop_last else math.ceil(n) for n in per_group)
+        return math.ceil(n_batches / self.world_size)
+
+    def __iter__(self) -> Iterator[list[RowKey]]:
+        rng = np.random.default_rng([self.seed, self.epoch]) if self.shuffle else None
+        epoch = self.epoch if self.shuffle else 0
+        batches = []
+        for rows in self.groups:
+            rows = rng.permutation(rows).tolist() if rng else rows
+            keys = [RowKey(row, epoch) for row in rows]
+            batches += [keys[start : start + self.batch_size] for start in range(0, len(keys), self.batch_size)]
+        if self.drop_last:
+            batches = [batch for batch in batches if len(batch) == self.batch_size]
+        if rng:
+            batches = [batches[i] for i in rng.permutation(len(batches))]
+        yield from fill_up(batches, self.world_size)[self.rank :: self.world_size]
+
+
+class PreferenceRows(torch.utils.data.Dataset):
+    """
+    Rows of a map-style dataset with their layouts, looked up by [`RowKey`].
+
+    Args:
+        dataset (`datasets.Dataset`):
+            Checked rows of the preference schema.
+        layouts (`list[Layout]`):
+            Layout of each row.
+    """
+
+    def __init__(self, dataset: datasets.Dataset, layouts: list[Layout]):
+        self.dataset = dataset
+        self.layouts = layouts
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: RowKey) -> dict[str, Any]:
+        return {**self.dataset[key.row], "key": key}
+
+
+class PreferenceStream(torch.utils.data.IterableDataset):
+    """
+    Batches of one layout, as lists of rows, out of a streamed dataset.
+
+    Every process reads the whole stream and takes its own batches of it, so all take the same number of steps.
+
+    Args:
+        dataset (`datasets.IterableDataset`):
+            Rows of the preference schema.
+        inspect (`Callable`):
+            Takes (row, number) and returns the row's [`Layout`], or `None` to leave the row out; raises on a bad row.
+        batch_size, rank, world_size (`int`):
+            As in [`LayoutBatchSampler`].
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.IterableDataset,
+        inspect: Callable[[dict[str, Any], int], Layout | None],
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.dataset = dataset
+        self.inspect = inspect
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int):
+        self.epoch = epoch
+        self.dataset.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        worker = get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        waiting: dict[Layout, list[RowKey]] = defaultdict(list)
+        rows: dict[RowKey, dict[str, Any]] = {}
+        ready: list[list[RowKey]] = []
+
+        def share() -> Iterator[list[dict[str, Any]]]:
+            mine = ready[self.rank]
+            yield [{**rows[key._replace(counts=True)], "key": key} for key in mine]
+            for key in {key._replace(counts=True) for batch in ready for key in batch}:
+                del rows[key]
+            ready.clear()
+
+        for number, row in enumerate(self.dataset):
+            key = RowKey(first + number * stride, self.epoch)
+            layout = self.inspect(row, key.row)
+            if layout is None:
+                continue
+            rows[key] = row
+            waiting[layout].append(key)
+            if len(waiting[layout]) == self.batch_size:
+                ready.append(waiting.pop(layout))
+            if len(ready) == self.world_size:
+                yield from share()
+        for batch in [*waiting.values()]:
+            ready.append(batch)
+            if len(ready) == self.world_size:
+                yield from share()
+        if ready:
+            ready[:] = fill_up(ready, self.world_size)
+            yield from share()

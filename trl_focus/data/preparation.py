@@ -1,0 +1,91 @@
+# Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
+
+from typing import Any
+
+import datasets
+
+from .layout import Layout, LayoutRule, PreferenceRows, PreferenceStream
+from .schema import COLUMNS, check_columns, check_streamed_row, validate_dataset
+
+
+PreferenceDataset = datasets.Dataset | datasets.IterableDataset
+
+NO_MASKS = (
+    "has no `chosen_masks` and `rejected_masks`, which the focus map needs: add them, or set `focus_map='uniform'`"
+)
+
+
+def prepare_preferences(
+    dataset: PreferenceDataset, rule: LayoutRule, ties: str = "error", num_proc: int | None = None, masks: bool = False
+) -> PreferenceRows | PreferenceStream:
+    """
+    Checks a preference dataset against the schema and a model, and finds each row's layout. A stream is checked row by
+    row as it is read.
+
+    Args:
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`):
+            Pairs in the preference schema.
+        rule ([`LayoutRule`]):
+            Target size, and how the model sizes references.
+        ties (`str`, *optional*, defaults to `"error"`):
+            `"error"` refuses pairs whose two images are the same, `"drop"` leaves them out.
+        num_proc (`int`, *optional*):
+            Processes that check the rows of a map-style dataset.
+        masks (`bool`, *optional*, defaults to `False`):
+            Whether every row must have masks.
+
+    Raises:
+        TypeError: If it is no dataset, or a column is of the wrong type.
+        ValueError: If rows can't be trained on; the message names them, with the column and the way out.
+    """
+    if isinstance(dataset, datasets.IterableDataset):
+        return _prepare_stream(dataset, rule, ties, masks)
+    if not isinstance(dataset, datasets.Dataset):
+        raise TypeError(
+            f"The dataset must be a `datasets.Dataset` or a `datasets.IterableDataset`, got {type(dataset).__name__}"
+            + (": pick a split, as in `dataset['train']`." if isinstance(dataset, dict) else ".")
+        )
+    dataset, reports = validate_dataset(dataset, ties, num_proc)
+    layouts, problems = [], []
+    for report in reports:
+        try:
+            if masks and not report["has_masks"]:
+                raise ValueError(NO_MASKS)
+            layouts.append(
+                rule(
+                    (report["width"], report["height"]),
+                    (report["rejected_width"], report["rejected_height"]),
+                    [tuple(size) for size in report["reference_sizes"]],
+                )
+            )
+        except ValueError as error:
+            problems.append(f"row {report['row']}: {error}")
+    if problems:
+        more = f"\n... and {len(problems) - 10} more rows" if len(problems) > 10 else ""
+        raise ValueError("\n".join(["Nothing was trained:", *problems[:10]]) + more)
+    return PreferenceRows(dataset.select_columns([name for name in COLUMNS if name in dataset.column_names]), layouts)
+
+
+def _prepare_stream(dataset: datasets.IterableDataset, rule: LayoutRule, ties: str, masks: bool) -> PreferenceStream:
+    check_columns(dataset)
+    if dataset.features is not None:
+        # Images stay encoded until their batch is collated
+        dataset = dataset.select_columns([name for name in COLUMNS if name in dataset.features]).decode(False)
+
+    def inspect(row: dict[str, Any], number: int) -> Layout | None:
+        report = check_streamed_row(row, number)
+        if report.tie:
+            if ties == "drop":
+                return None
+            raise ValueError(
+                f"row {number}: `chosen` and `rejected` are the same picture, which teaches nothing. Set `ties='drop'` "
+                "to leave such rows out."
+            )
+        if masks and not report.has_masks:
+            raise ValueError(f"row {number}: {NO_MASKS}")
+        try:
+            return rule(report.chosen_size, report.rejected_size, report.reference_sizes)
+        except ValueError as error:
+            raise ValueError(f"row {number}: {error}") from error
+
+    return PreferenceStream(dataset, inspect)

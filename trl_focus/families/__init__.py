@@ -1,0 +1,37 @@
+# Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
+
+from importlib import import_module
+
+from .base import Family
+
+
+# Class of a diffusers pipeline -> file of this folder and class in it. A new family is one file and one line here.
+FAMILIES = {
+    "Flux2KleinPipeline": ("flux2", "Flux2"),
+    "Flux2Pipeline": ("flux2", "Flux2"),
+    "StableDiffusionPipeline": ("stable_diffusion", "StableDiffusion"),
+    "StableDiffusionXLPipeline": ("stable_diffusion", "StableDiffusionXL"),
+}
+
+
+def family_class(pipeline_classes: list[str]) -> type[Family]:
+    """
+    The family of a pipeline.
+
+    Args:
+        pipeline_classes (`list[str]`):
+            Names of the pipeline's class and of its bases, nearest first.
+
+    Raises:
+        ValueError: If none of them is known; the message lists those that are.
+    """
+    for name in pipeline_classes:
+        if name in FAMILIES:
+            module, cls = FAMILIES[name]
+            return getattr(import_module(f".{module}", __name__), cls)
+    raise ValueError(
+        f"{pipeline_classes[0]} is no pipeline of a known family. Known are: {', '.join(sorted(FAMILIES))}."
+    )
+
+
+__all__ = ["FAMILIES", "Family", "family_class"]

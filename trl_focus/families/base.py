@@ -1,0 +1,109 @@
+# Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
+
+import inspect
+from typing import Any, Protocol
+
+import PIL.Image
+import torch
+
+from ..noise import DDPM, RectifiedFlow
+
+
+class ReferenceRule(Protocol):
+    """How a pipeline sizes reference images. Light enough to travel to the workers of a data loader."""
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Size (height, width) at which a reference is encoded. Raises a `ValueError` for one that is refused."""
+
+    def prepare(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        """A reference at that size, resized as the pipeline does."""
+
+
+class Family:
+    """
+    What the trainer has to know of a diffusers pipeline: how to encode, how to call the denoiser, where LoRA goes.
+
+    Encoding calls the pipeline's own methods; the family's tests hold its calls against those of the pipeline.
+    Tensor names carry their shape: B images, C channels, H W the denoiser's token grid.
+
+    Args:
+        pipeline (`DiffusionPipeline`):
+            Loaded pipeline.
+        encode_prompt_kwargs (`dict`, *optional*):
+            Handed to the pipeline's own `encode_prompt`.
+        guidance_scale (`float`, *optional*):
+            Guidance that a guidance-distilled denoiser is told. Defaults to the pipeline's own default.
+    """
+
+    denoiser_name = "transformer"
+    lora_target_modules = ["to_q", "to_k", "to_v", "to_out.0"]
+    process: RectifiedFlow | DDPM
+
+    def __init__(
+        self, pipeline, encode_prompt_kwargs: dict[str, Any] | None = None, guidance_scale: float | None = None
+    ):
+        self.pipeline = pipeline
+        self.encode_prompt_kwargs = encode_prompt_kwargs or {}
+        if guidance_scale is None:
+            guidance_scale = inspect.signature(pipeline.__call__).parameters["guidance_scale"].default
+        self.guidance_scale = guidance_scale
+
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        return getattr(self.pipeline, self.denoiser_name)
+
+    @property
+    def encoders(self) -> list[torch.nn.Module]:
+        """All modules but the denoiser."""
+        modules = [part for part in self.pipeline.components.values() if isinstance(part, torch.nn.Module)]
+        return [module for module in modules if module is not self.denoiser]
+
+    @property
+    def cell_size(self) -> int:
+        """Side of one cell of the token grid in pixels. Image sides are multiples of it."""
+        return self.pipeline.vae_scale_factor
+
+    @property
+    def default_resolution(self) -> int:
+        """Side in pixels of the square image that the pipeline makes by default."""
+        raise NotImplementedError
+
+    def reference_rule(self, resolution: int | None = None) -> ReferenceRule | None:
+        """How the pipeline sizes reference images, at most `resolution` squared; `None` if it takes no references."""
+        return None
+
+    def encode_prompt(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+        """What the denoiser needs of `B` prompts; the first axis of each tensor is `B`."""
+        raise NotImplementedError
+
+    def encode_image(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """Pixels in [-1, 1] to clean latents on the token grid, `x_BCHW`."""
+        raise NotImplementedError
+
+    def predict(
+        self,
+        denoiser: torch.nn.Module,
+        x_BCHW: torch.Tensor,
+        timestep_B: torch.Tensor,
+        prompt: dict[str, torch.Tensor],
+        references: list[torch.Tensor],
+    ) -> torch.Tensor:
+        """
+        Calls the denoiser as the pipeline does.
+
+        Args:
+            denoiser (`torch.nn.Module`):
+                The denoiser itself, or what wraps it.
+            x_BCHW (`torch.Tensor`):
+                Noisy latents on the token grid.
+            timestep_B (`torch.Tensor` of shape `(B,)`):
+                Noise level as `process` counts it.
+            prompt (`dict[str, torch.Tensor]`):
+                From `encode_prompt`.
+            references (`list[torch.Tensor]`):
+                Clean latents of the N references, each of shape `(B, C, h, w)`.
+
+        Returns:
+            `torch.Tensor` of shape `(B, C, H, W)`: the prediction, as the pipeline hands it to its scheduler.
+        """
+        raise NotImplementedError

@@ -1,0 +1,163 @@
+# Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
+"""
+The two forward processes of image diffusion, and the draws that they need.
+
+Tensor names carry their shape: B images, C channels, H W the denoiser's token grid. Everything here is fp32.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_density_for_timestep_sampling
+
+
+class Noised(NamedTuple):
+    """
+    Images at a noise level.
+
+    Attributes:
+        noisy_BCHW (`torch.Tensor` of shape `(B, C, H, W)`):
+            Noisy latents.
+        target_BCHW (`torch.Tensor` of shape `(B, C, H, W)`):
+            What the denoiser has to predict.
+        timestep_B (`torch.Tensor` of shape `(B,)`):
+            Noise level as the process counts it: `sigma` in [0, 1] for rectified flow, an integer in [0, T) for DDPM.
+        level_B (`torch.Tensor` of shape `(B,)`):
+            Noise level in [0, 1], for maps and metrics: `sigma`, or `t / T`.
+    """
+
+    noisy_BCHW: torch.Tensor
+    target_BCHW: torch.Tensor
+    timestep_B: torch.Tensor
+    level_B: torch.Tensor
+
+
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """
+    Rectified flow: `x_sigma = (1 - sigma) x0 + sigma eps`, target `eps - x0` (https://huggingface.co/papers/2209.03003).
+
+    Args:
+        shift (`float`, *optional*, defaults to `1.0`):
+            Static shift of the noise level towards noise, `shift u / (1 + (shift - 1) u)`
+            (https://huggingface.co/papers/2403.03206, eq. 23).
+    """
+
+    shift: float = 1.0
+
+    @classmethod
+    def from_scheduler(cls, scheduler) -> "RectifiedFlow":
+        """Takes the static shift of a flow-matching scheduler; one that shifts by resolution has none."""
+        config = scheduler.config
+        return cls(shift=1.0 if config.get("use_dynamic_shifting") else config.get("shift", 1.0))
+
+    def noise(self, x_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, u_B: torch.Tensor) -> Noised:
+        """Noises clean latents at the quantile `u` in [0, 1] of the noise levels."""
+        sigma_B = self.shift * u_B / (1 + (self.shift - 1) * u_B)
+        sigma_B111 = sigma_B[:, None, None, None]
+        noisy_BCHW = (1 - sigma_B111) * x_BCHW + sigma_B111 * noise_BCHW
+        return Noised(noisy_BCHW, noise_BCHW - x_BCHW, sigma_B, sigma_B)
+
+
+@dataclass
+class DDPM:
+    """
+    Variance-preserving diffusion: `x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps` (https://huggingface.co/papers/2006.11239).
+
+    Args:
+        alphas_cumprod_T (`torch.Tensor` of shape `(T,)`):
+            `abar_t` of each training timestep.
+        prediction_type (`str`):
+            `"epsilon"`: the target is `eps`; `"v_prediction"`: it is `sqrt(abar_t) eps - sqrt(1 - abar_t) x0`
+            (https://huggingface.co/papers/2202.00512).
+    """
+
+    alphas_cumprod_T: torch.Tensor
+    prediction_type: str
+
+    @classmethod
+    def from_scheduler(cls, scheduler) -> "DDPM":
+        """
+        Takes the schedule and the prediction type of any DDPM-type scheduler.
+
+        Raises:
+            ValueError: If the scheduler's prediction type is neither `"epsilon"` nor `"v_prediction"`.
+        """
+        prediction_type = scheduler.config.get("prediction_type", "epsilon")
+        if prediction_type not in ("epsilon", "v_prediction"):
+            raise ValueError(
+                f"The pipeline's {type(scheduler).__name__} has prediction_type={prediction_type!r}; UNets are trained "
+                "with 'epsilon' or 'v_prediction'. Give the pipeline the scheduler its UNet was trained with."
+            )
+        return cls(DDPMScheduler.from_config(scheduler.config).alphas_cumprod.float(), prediction_type)
+
+    def noise(self, x_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, u_B: torch.Tensor) -> Noised:
+        """Noises clean latents at the quantile `u` in [0, 1] of the timesteps."""
+        self.alphas_cumprod_T = self.alphas_cumprod_T.to(u_B.device)  # copied at the first step only
+        steps = len(self.alphas_cumprod_T)
+        timestep_B = (u_B * steps).long().clamp(max=steps - 1)
+        alpha_B111 = self.alphas_cumprod_T[timestep_B, None, None, None]
+        signal_B111, spread_B111 = alpha_B111.sqrt(), (1 - alpha_B111).sqrt()
+        noisy_BCHW = signal_B111 * x_BCHW + spread_B111 * noise_BCHW
+        if self.prediction_type == "epsilon":
+            target_BCHW = noise_BCHW
+        else:
+            target_BCHW = signal_B111 * noise_BCHW - spread_B111 * x_BCHW
+        return Noised(noisy_BCHW, target_BCHW, timestep_B, timestep_B / steps)
+
+
+def draw(
+    seeds: Sequence[int],
+    shape_CHW: Sequence[int],
+    device: torch.device | str,
+    weighting_scheme: str = "none",
+    logit_mean: float = 0.0,
+    logit_std: float = 1.0,
+    mode_scale: float = 1.29,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Draws one noise and one noise level per seed.
+
+    Every seed has a generator of its own, so that what a pair is given depends neither on the batch it is in, nor on
+    gradient accumulation, nor on the number of processes.
+
+    Args:
+        seeds (`Sequence[int]` of length `B`):
+            One seed per pair.
+        shape_CHW (`Sequence[int]`):
+            Shape of one latent.
+        device (`torch.device` or `str`):
+            Where to draw; CPU and CUDA draw different numbers from one seed.
+        weighting_scheme (`str`, *optional*, defaults to `"none"`):
+            Density of the levels, by diffusers' names: `"none"` (uniform), `"logit_normal"` or `"mode"`.
+        logit_mean, logit_std, mode_scale (`float`, *optional*):
+            Parameters of these densities. `u` is the share of noise: a positive `logit_mean` draws noisier levels.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]` of shapes `(B, C, H, W)` and `(B,)`: standard normal noise, and levels in
+        [0, 1] to be handed to `noise` of a process.
+    """
+    noise, u = [], []
+    for seed in seeds:
+        generator = torch.Generator(device).manual_seed(seed)
+        noise.append(torch.randn(*shape_CHW, device=device, generator=generator))
+        u.append(
+            compute_density_for_timestep_sampling(
+                weighting_scheme, 1, logit_mean, logit_std, mode_scale, device=device, generator=generator
+            )
+        )
+    return torch.stack(noise), torch.cat(u)
+
+
+def denoising_error(prediction_BCHW: torch.Tensor, target_BCHW: torch.Tensor) -> torch.Tensor:
+    """
+    Squared error of each cell, averaged over channels, in at least fp32 whatever the model's dtype.
+
+    Returns:
+        `torch.Tensor` of shape `(B, H, W)`.
+    """
+    dtype = torch.promote_types(prediction_BCHW.dtype, torch.float32)
+    return (prediction_BCHW.to(dtype) - target_BCHW).square().mean(dim=1)

@@ -1,0 +1,88 @@
+# Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import DiffusionPipeline, PipelineQuantizationConfig
+
+from .families import Family, family_class
+
+
+if TYPE_CHECKING:
+    from .trainer.diffusion_dpo_config import DiffusionDPOConfig
+
+
+def _from_pretrained(name: str, args: "DiffusionDPOConfig", **kwargs) -> DiffusionPipeline:
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    kwargs = {"dtype": dtype, **(args.model_init_kwargs or {}), **kwargs}
+    if isinstance(kwargs["dtype"], str):
+        kwargs["dtype"] = getattr(torch, kwargs["dtype"])
+    return DiffusionPipeline.from_pretrained(name, **kwargs)
+
+
+def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", quantization_config=None) -> Family:
+    """
+    Loads a pipeline and finds its family.
+
+    Args:
+        model (`str` or `DiffusionPipeline`):
+            Hub id, folder, or a loaded pipeline.
+        args ([`DiffusionDPOConfig`]):
+            Its `model_init_kwargs`, precision and what concerns encoding are read.
+        quantization_config (*optional*):
+            A `PipelineQuantizationConfig`, or a diffusers quantization config for the denoiser alone.
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If the pipeline is of no known family, or is loaded and should be quantized.
+    """
+    if isinstance(model, str):
+        # The class is read first, so that an unknown family is refused before gigabytes are loaded
+        config_kwargs = {key: value for key, value in (args.model_init_kwargs or {}).items() if key in HUB_KWARGS}
+        name = DiffusionPipeline.load_config(model, **config_kwargs)["_class_name"]
+        family = family_class([name])
+        if quantization_config is not None and not isinstance(quantization_config, PipelineQuantizationConfig):
+            quantization_config = PipelineQuantizationConfig(quant_mapping={family.denoiser_name: quantization_config})
+        kwargs = {} if quantization_config is None else {"quantization_config": quantization_config}
+        pipeline = _from_pretrained(model, args, **kwargs)
+    elif isinstance(model, DiffusionPipeline):
+        if quantization_config is not None:
+            raise ValueError(
+                "`quantization_config` is for a model given as a string; this pipeline is loaded already. Quantize it "
+                "when you load it, with `from_pretrained(..., quantization_config=...)`."
+            )
+        pipeline = model
+        family = family_class([cls.__name__ for cls in type(model).__mro__])
+    else:
+        raise TypeError(
+            f"`model` must be a Hub id, a folder or a loaded `DiffusionPipeline`, got {type(model).__name__}. Give the "
+            "whole pipeline: training needs its text encoders and VAE as well."
+        )
+    return family(pipeline, args.encode_prompt_kwargs, args.guidance_scale)
+
+
+HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+
+
+def load_reference(ref_model, family: Family, args: "DiffusionDPOConfig") -> torch.nn.Module:
+    """
+    The denoiser of a reference given as an id, a pipeline or a denoiser.
+
+    Raises:
+        ValueError: If it is of another class than the policy's, or the policy's own.
+    """
+    if isinstance(ref_model, str | Path):
+        ref_model = _from_pretrained(str(ref_model), args)
+    if isinstance(ref_model, DiffusionPipeline):
+        ref_model = getattr(ref_model, family.denoiser_name, ref_model)
+    expected = type(family.denoiser)
+    if type(ref_model) is not expected:
+        raise ValueError(
+            f"`ref_model` is a {type(ref_model).__name__}; it must be a {expected.__name__}, as the policy."
+        )
+    if ref_model is family.denoiser:
+        raise ValueError(
+            "`ref_model` is the policy's own denoiser. Leave it out: the LoRA is switched off for the reference."
+        )
+    return ref_model

@@ -1,0 +1,572 @@
+# Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
+
+import json
+import textwrap
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import gather_object, set_seed
+from diffusers import DiffusionPipeline
+from peft import LoraConfig
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint, seed_worker
+from transformers.utils import logging
+
+from .._compat import _BaseTrainer, disable_dropout_in_model
+from ..beta import GradientFactorController
+from ..callbacks import PreferenceCollapseCallback
+from ..data.collator import DataCollatorForDiffusionPreference
+from ..data.layout import LayoutBatchSampler, LayoutRule, PreferenceRows, PreferenceStream
+from ..data.preparation import PreferenceDataset, prepare_preferences
+from ..finite import FiniteUpdates
+from ..hub.card import lora_card
+from ..hub.lora import save_lora
+from ..losses import PreferenceTerms, mean_error, preference_loss
+from ..metrics import DeviceMeans
+from ..noise import Noised, denoising_error, draw
+from ..pipeline import load_pipeline, load_reference
+from ..policy import REFERENCE, add_frozen_copy, as_reference, make_policy
+from .diffusion_dpo_config import DiffusionDPOConfig
+
+
+logger = logging.get_logger(__name__)
+
+STATE_NAME = "diffusion_dpo_state.json"
+LEVEL_BINS = [(0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0)]
+
+
+class DiffusionDPOTrainer(_BaseTrainer):
+    """
+    Trainer for Direct Preference Optimization of diffusion models, as in [Diffusion Model Alignment Using Direct
+    Preference Optimization](https://huggingface.co/papers/2311.12908). It trains a LoRA on pairs of images.
+
+    Example:
+
+    ```python
+    >>> from datasets import load_dataset
+    >>> from trl_focus import DiffusionDPOConfig, DiffusionDPOTrainer
+
+    >>> trainer = DiffusionDPOTrainer(
+    ...     model="black-forest-labs/FLUX.2-klein-base-4B",
+    ...     args=DiffusionDPOConfig(output_dir="klein-dpo", resolution=512),
+    ...     train_dataset=load_dataset("user/pairs", split="train"),
+    ... )
+    >>> trainer.train()
+    ```
+
+    Args:
+        model (`str` or `DiffusionPipeline`):
+            Hub id or folder of a pipeline, or a loaded one. A pipeline that comes with one loaded LoRA continues it.
+        ref_model (`str`, `DiffusionPipeline` or `ModelMixin`, *optional*):
+            Reference: an id, a pipeline, or a denoiser of the policy's class. By default the policy with its LoRA off.
+        args ([`DiffusionDPOConfig`], *optional*):
+            Configuration. Defaults to one that writes to a folder named after the model.
+        data_collator (`Callable`, *optional*):
+            Collates rows into a batch; its output must be that of [`DataCollatorForDiffusionPreference`].
+        train_dataset (`datasets.Dataset` or `datasets.IterableDataset`):
+            Pairs in the preference schema (`prompt`, `chosen`, `rejected`, and optional columns).
+        eval_dataset (`datasets.Dataset`, `datasets.IterableDataset` or `dict` of them, *optional*):
+            Pairs to evaluate on.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            Callbacks. A [`PreferenceCollapseCallback`] that warns is added unless one is among them.
+        optimizers (`tuple`, *optional*, defaults to `(None, None)`):
+            Optimizer and scheduler.
+        quantization_config (`PipelineQuantizationConfig`, or a diffusers config for the denoiser alone, *optional*):
+            How to quantize a model that is loaded from a string.
+        peft_config (`peft.LoraConfig`, *optional*):
+            LoRA to train. Defaults to the family's.
+
+    Raises:
+        TypeError, ValueError: If the model, the data or the arguments can't be trained; the message names the field or the
+            row, and the way out. Nothing is written before.
+    """
+
+    # `compute_loss` divides by the number of pairs of the whole update, whatever the batches it comes in
+    loss_is_scaled_for_ga = True
+
+    _tag_names = ["trl", "diffusion-dpo"]
+    _name = "Diffusion-DPO"
+    _paper = {
+        "title": "Diffusion Model Alignment Using Direct Preference Optimization",
+        "id": "2311.12908",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @inproceedings{wallace2024diffusion,
+                title     = {{Diffusion Model Alignment Using Direct Preference Optimization}},
+                author    = {Bram Wallace and Meihua Dang and Rafael Rafailov and Linqi Zhou and Aaron Lou and Senthil Purushwalkam and Stefano Ermon and Caiming Xiong and Shafiq Joty and Nikhil Naik},
+                year      = 2024,
+                booktitle = {{IEEE/CVF Conference on Computer Vision and Pattern Recognition, CVPR 2024}},
+            }"""),
+    }
+
+    _config_class = DiffusionDPOConfig
+
+    def __init__(
+        self,
+        model: "str | DiffusionPipeline",
+        ref_model: "str | DiffusionPipeline | torch.nn.Module | None" = None,
+        args: DiffusionDPOConfig | None = None,
+        data_collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
+        train_dataset: PreferenceDataset | None = None,
+        eval_dataset: PreferenceDataset | dict[str, PreferenceDataset] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config=None,
+        peft_config: LoraConfig | None = None,
+    ):
+        if args is None:
+            name = model if isinstance(model, str) else model.name_or_path or "pipeline"
+            args = self._config_class(f"{Path(name).name}-{self._name}")
+        if train_dataset is None:
+            raise ValueError("`train_dataset` is required")
+        if args.n_gpu > 1:
+            raise ValueError(
+                "Several GPUs in one process (`nn.DataParallel`) are not supported. Launch one process per GPU with "
+                "`accelerate launch` or `torchrun`, or set `CUDA_VISIBLE_DEVICES` to one."
+            )
+        _check_writable(args)
+
+        # Model: LoRA weights are random, so the seed comes first
+        set_seed(args.seed)
+        if ref_model is not None and ref_model is model:
+            raise ValueError(
+                "`ref_model` is `model` itself. Leave it out: the LoRA is switched off for the reference."
+            )
+        self.family = load_pipeline(model, args, quantization_config)
+        self.pipeline = self.family.pipeline
+        denoiser = self.family.denoiser
+        self._denoiser_dtype = denoiser.dtype
+        ref_denoiser = load_reference(ref_model, self.family, args) if ref_model is not None else None
+        default = LoraConfig(
+            r=16, lora_alpha=16, init_lora_weights="gaussian", target_modules=self.family.lora_target_modules
+        )
+        policy, continued = make_policy(self.pipeline, denoiser, peft_config, default)
+        if peft_config is None and not continued:
+            logger.warning(f"No `peft_config` given: training a LoRA of rank 16 on {default.target_modules}.")
+
+        # Reference
+        self.reference = args.reference or ("adapter_off" if ref_model is None else "model")
+        if (self.reference == "model") != (ref_model is not None):
+            raise ValueError(
+                f"`reference` is {self.reference!r} and `ref_model` is {'not ' if ref_model is None else ''}given; "
+                "`reference='model'` goes with a `ref_model`."
+            )
+        if self.reference == "initial_adapter":
+            if not continued:
+                raise ValueError(
+                    "`reference='initial_adapter'` holds the policy against the LoRA that the pipeline came with, and it "
+                    "came with none. Load one with `pipeline.load_lora_weights`, or use 'adapter_off'."
+                )
+            add_frozen_copy(policy)
+        if args.disable_dropout:
+            disable_dropout_in_model(policy)
+
+        # Data
+        self.layout_rule = LayoutRule(
+            args.resolution or self.family.default_resolution,
+            self.family.cell_size,
+            self.family.reference_rule(args.reference_resolution),
+            stretch=args.crop == "none",
+        )
+        collator = partial(DataCollatorForDiffusionPreference, self.layout_rule, self.family.cell_size)
+        self.eval_collator = data_collator or collator(args.eval_seed, "none" if args.crop == "none" else "center")
+        data_collator = data_collator or collator(args.seed, args.crop, args.random_flip, args.caption_dropout)
+        train_dataset = self._prepare_dataset(train_dataset, args)
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: self._prepare_dataset(dataset, args) for name, dataset in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = self._prepare_dataset(eval_dataset, args)
+
+        self._metrics = {"train": DeviceMeans(), "eval": DeviceMeans()}
+        self._not_finite: list[tuple[int, list[int], torch.Tensor]] = []  # step, rows, flags
+        self._finite_updates = FiniteUpdates()
+        callbacks = callbacks or []
+        if not any(isinstance(callback, PreferenceCollapseCallback) for callback in callbacks):
+            callbacks = [*callbacks, PreferenceCollapseCallback()]
+        super().__init__(
+            model=policy,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+
+        for module in self.family.encoders:
+            module.requires_grad_(False).eval().to(self.accelerator.device)
+        self.ref_denoiser = None
+        if ref_denoiser is not None:
+            self.ref_denoiser = self.accelerator.prepare_model(
+                ref_denoiser.requires_grad_(False).eval(), evaluation_mode=True
+            )
+        self.beta_controller = None
+        if args.target_gradient_factor is not None:
+            self.beta_controller = GradientFactorController(
+                args.beta,
+                args.target_gradient_factor,
+                args.beta_min,
+                args.beta_max,
+                args.beta_warmup_steps,
+                self.accelerator.device,
+            )
+
+    @property
+    def beta(self) -> float | torch.Tensor:
+        """Beta in force: the configured one, or where the controller moved it."""
+        return self.args.beta if self.beta_controller is None else self.beta_controller.beta
+
+    # ---- Data ----
+
+    def _prepare_dataset(
+        self, dataset: PreferenceDataset, args: DiffusionDPOConfig
+    ) -> PreferenceRows | PreferenceStream:
+        return prepare_preferences(dataset, self.layout_rule, args.ties, args.dataset_num_proc)
+
+    def _loader(self, dataset: PreferenceRows | PreferenceStream, batch_size: int, train: bool) -> DataLoader:
+        args, accelerator = self.args, self.accelerator
+        batching = {"batch_size": None}
+        if isinstance(dataset, PreferenceStream):
+            dataset.batch_size = batch_size
+            dataset.rank, dataset.world_size = accelerator.process_index, accelerator.num_processes
+        else:
+            batching = {
+                "batch_sampler": LayoutBatchSampler(
+                    dataset.layouts,
+                    batch_size,
+                    accelerator.process_index,
+                    accelerator.num_processes,
+                    shuffle=train and args.train_sampling_strategy != "sequential",
+                    seed=args.seed if args.data_seed is None else args.data_seed,
+                    drop_last=train and args.dataloader_drop_last,
+                )
+            }
+        workers = args.dataloader_num_workers
+        loader = DataLoader(
+            dataset,
+            **batching,
+            collate_fn=self.data_collator if train else self.eval_collator,
+            num_workers=workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            worker_init_fn=partial(seed_worker, num_workers=workers, rank=args.process_index) if workers else None,
+            generator=torch.Generator().manual_seed(args.seed),  # leaves the global one alone
+        )
+        # Batches are already those of this process: accelerate only has to move them
+        return prepare_data_loader(
+            loader,
+            accelerator.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            non_blocking=args.dataloader_pin_memory,
+        )
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of one layout each, the same number for every process."""
+        return self._loader(self.train_dataset, self._train_batch_size, train=True)
+
+    def get_eval_dataloader(self, eval_dataset: PreferenceDataset | str | None = None) -> DataLoader:
+        """Batches of one layout each, of the evaluation set, of one of its parts by name, or of a given dataset."""
+        if eval_dataset is None:
+            eval_dataset = self.eval_dataset
+        elif isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        if eval_dataset is None:
+            raise ValueError("Evaluation needs an `eval_dataset`.")
+        if not isinstance(eval_dataset, PreferenceRows | PreferenceStream):
+            eval_dataset = self._prepare_dataset(eval_dataset, self.args)
+        return self._loader(eval_dataset, self.args.eval_batch_size, train=False)
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
+        """Number of pairs of one update, over its batches and all processes."""
+        pairs = sum(batch["counts"].sum() for batch in batch_samples)
+        return self.accelerator.reduce(torch.as_tensor(pairs, device=device), reduction="sum")
+
+    # ---- Loss ----
+
+    def _autocast(self) -> AbstractContextManager:
+        # Inputs stay fp32, so that noise levels reach the denoiser's embedding unrounded
+        mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+        dtype = mixed or self._denoiser_dtype
+        return nullcontext() if dtype == torch.float32 else torch.autocast(self.accelerator.device.type, dtype)
+
+    @torch.no_grad()
+    def _encode(self, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[torch.Tensor]]:
+        """Clean latents of the 2B images (chosen first), and what conditions them."""
+
+        def latents(pixels_BCHW: torch.Tensor) -> torch.Tensor:
+            return self.family.encode_image(pixels_BCHW.float() / 255 * 2 - 1).float()
+
+        x_BCHW = latents(torch.cat([batch["chosen"], batch["rejected"]]))
+        prompt = {name: torch.cat([value] * 2) for name, value in self.family.encode_prompt(batch["prompt"]).items()}
+        references = [torch.cat([latents(pixels)] * 2) for pixels in batch["references"]]
+        return x_BCHW, prompt, references
+
+    def _noise(self, x_BCHW: torch.Tensor, seeds: list[int]) -> Noised:
+        """Noises both images of a pair with one noise and one level."""
+        args = self.args
+        noise_BCHW, u_B = draw(
+            seeds,
+            x_BCHW.shape[1:],
+            x_BCHW.device,
+            args.weighting_scheme,
+            args.logit_mean,
+            args.logit_std,
+            args.mode_scale,
+        )
+        return self.family.process.noise(x_BCHW, torch.cat([noise_BCHW] * 2), torch.cat([u_B] * 2))
+
+    @torch.no_grad()
+    def _reference_error(self, error: Callable[[torch.nn.Module], torch.Tensor]) -> torch.Tensor:
+        if self.reference == "model":
+            return error(self.ref_denoiser)
+        policy = self.accelerator.unwrap_model(self.model)
+        with as_reference(policy, REFERENCE if self.reference == "initial_adapter" else None):
+            return error(self.model)  # not the DDP wrapper: no gradient, no bookkeeping of its reducer
+
+    def cell_weights(self, batch: dict[str, Any], noised: Noised) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """
+        Weights of the cells of the 2B images (chosen first), each of shape `(2B, H, W)` or `None` for 1 everywhere.
+
+        Returns:
+            `tuple`: the weights of the preference's errors, and those of the SFT term's.
+        """
+        return None, None
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ):
+        x_BCHW, prompt, references = self._encode(inputs)
+        noised = self._noise(x_BCHW, inputs["seed"])
+
+        def error(denoiser: torch.nn.Module) -> torch.Tensor:
+            with self._autocast():
+                prediction_BCHW = self.family.predict(
+                    denoiser, noised.noisy_BCHW, noised.timestep_B, prompt, references
+                )
+            return denoising_error(prediction_BCHW, noised.target_BCHW)
+
+        # The reference goes first: switching adapters does not come between the policy's forward and its backward
+        ref_error_BHW = self._reference_error(error)
+        error_BHW = error(model)
+        weights_BHW, sft_weights_BHW = self.cell_weights(inputs, noised)
+        # The difference is formed before the mean: four means of nearly equal size would cancel badly in fp32
+        change_BHW = error_BHW - ref_error_BHW
+        chosen_B, rejected_B = mean_error(change_BHW, weights_BHW).chunk(2)
+        bounded_B = rejected_B
+        if self.args.rejected_error_bound is not None:
+            bounded_B = rejected_B.clamp(max=self.args.rejected_error_bound)
+        terms = PreferenceTerms(
+            gap_B=-0.5 * (chosen_B - bounded_B),
+            chosen_error_B=mean_error(error_BHW, sft_weights_BHW).chunk(2)[0],
+            beta=self.beta,
+            label_smoothing=self.args.label_smoothing,
+        )
+        loss_B = preference_loss(terms, self.args.loss_type, self.args.loss_weights)
+        counts_B = inputs["counts"]
+        train = self.model.training
+        self._observe(inputs, terms, loss_B, (chosen_B, rejected_B), mean_error(change_BHW.detach()), noised, train)
+
+        pairs = counts_B.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = (loss_B * counts_B).sum() / pairs
+        if num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
+        return (loss, {"loss": loss_B, "rewards": terms.inside_B}) if return_outputs else loss
+
+    @torch.no_grad()
+    def _observe(self, inputs, terms, loss_B, changes, plain_change_B, noised, train):
+        """Adds a batch to the metrics, the alarm and the controller, on the device."""
+        counts_B, inside_B, level_B = inputs["counts"], terms.inside_B, noised.level_B.chunk(2)[0]
+        chosen_B, rejected_B = (-0.5 * terms.beta * change_B for change_B in changes)
+        means = self._metrics["train" if train else "eval"]
+        add = partial(means.add, counts_B=counts_B)
+        add("rewards/chosen", chosen_B)
+        add("rewards/rejected", rejected_B)
+        add("rewards/margins", chosen_B - rejected_B)
+        add("rewards/accuracies", (chosen_B > rejected_B) + 0.5 * (chosen_B == rejected_B))
+        for name, change_B in zip(("chosen", "rejected"), plain_change_B.chunk(2), strict=True):
+            add(f"errors/{name}", change_B)
+        add("gradient_factor", torch.sigmoid(-inside_B))
+        for low, high in LEVEL_BINS:
+            inside_bin_B = (level_B >= low) & ((level_B < high) | (high == 1.0))
+            means.add(f"rewards/margins/level_{low:.2f}-{high:.2f}", chosen_B - rejected_B, counts_B * inside_bin_B)
+        if not train:
+            add("loss", loss_B)
+            return
+        self._not_finite.append((self.state.global_step + 1, inputs["row"], ~loss_B.isfinite() & (counts_B > 0)))
+        if self.beta_controller is not None:
+            self.beta_controller.observe(inside_B, counts_B)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.beta_controller is not None and self.accelerator.sync_gradients:
+            self.beta_controller.step(self.accelerator)
+        return loss
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """Creates the optimizer, whose updates are skipped where a gradient is not finite."""
+        optimizer = super().create_optimizer(*(() if model is None else (model,)))
+        if not getattr(optimizer, "_guarded", False):
+            self._finite_updates.attach(optimizer)
+            optimizer._guarded = True
+        return optimizer
+
+    def check_finite(self):
+        """
+        Looks whether a loss or an update since the last look was not finite. Waits for the device; every process calls it.
+
+        Raises:
+            FloatingPointError: If so; the message names the rows.
+        """
+        flags, self._not_finite = self._not_finite, []
+        if not flags:
+            return
+        flagged = torch.cat([flag_B for _, _, flag_B in flags])
+        skipped = self._finite_updates.pop()
+        found = torch.stack([flagged.sum(), flagged.new_zeros((), dtype=torch.long) if skipped is None else skipped])
+        if not self.accelerator.reduce(found, reduction="sum").any():
+            return
+        rows = [(step, row) for step, batch, _ in flags for row in batch]
+        rows = gather_object([key for key, bad in zip(rows, flagged.tolist(), strict=True) if bad])
+        where = ", ".join(f"row {row} (step {step})" for step, row in sorted({*rows})[:10])
+        folder = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
+        raise FloatingPointError(
+            f"{f'The loss is not finite at {where}' if rows else 'A gradient is not finite'}; no weight was changed by it. "
+            f"{f'The last good checkpoint is {folder}. ' if folder else ''}Look at these images, lower `learning_rate` or "
+            "raise `beta`; in fp16, try bf16."
+        )
+
+    # ---- Evaluation and logs ----
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Adds a batch to the metrics of the evaluation; `evaluation_loop` reads them, the loss included."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            self.compute_loss(model, inputs)
+        return None, None, None
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        means = self._metrics["eval"].pop(self.accelerator)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None):
+        """Logs, and at the logs of training reads what has gathered on the device."""
+        if "loss" in logs or "train_loss" in logs:
+            self.check_finite()
+        if "loss" in logs:
+            logs.update(self._metrics["train"].pop(self.accelerator))
+            if self.beta_controller is not None:
+                logs["beta"] = self.beta.item()
+        super().log(logs, start_time)
+
+    # ---- Saving and resuming ----
+
+    def _save_checkpoint(self, model, trial):
+        self.check_finite()
+        super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None):
+        """Writes the LoRA twice, as PEFT (from which training resumes) and as diffusers load it, and a card."""
+        output_dir = Path(output_dir or self.args.output_dir)
+        super()._save(str(output_dir), state_dict)
+        if not self.args.should_save:
+            return
+        policy = self.accelerator.unwrap_model(self.model)
+        save_lora(self.pipeline, self.family.denoiser_name, policy, output_dir, state_dict)
+        self._card().save(output_dir / "README.md")
+        state = {
+            "family": type(self.family).__name__,
+            "denoiser": type(self.family.denoiser).__name__,
+            "reference": self.reference,
+            "beta_controller": None if self.beta_controller is None else self.beta_controller.state_dict(),
+        }
+        (output_dir / STATE_NAME).write_text(json.dumps(state, indent=2))
+
+    def _card(self, model_name: str | None = None, dataset_name: str | None = None, tags: list[str] | None = None):
+        return lora_card(
+            self.family,
+            self.args,
+            name=model_name or (self.args.hub_model_id or Path(self.args.output_dir).resolve().name),
+            method=self._name,
+            paper=self._paper,
+            tags=[*self._tag_names, *(tags or [])],
+            dataset=dataset_name,
+            lora=self.accelerator.unwrap_model(self.model).peft_config["default"],
+            log_history=self.state.log_history,
+        )
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ):
+        """Writes the card of the LoRA to `args.output_dir`."""
+        if self.is_world_process_zero():
+            tags = [tags] if isinstance(tags, str) else tags
+            self._card(model_name, dataset_name, tags).save(Path(self.args.output_dir) / "README.md")
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """
+        Trains, from the start or from a checkpoint. See [`~transformers.Trainer.train`].
+
+        Raises:
+            ValueError: If the checkpoint is of another family, or its reference is not here.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"There is no checkpoint in `output_dir` ({self.args.output_dir}) to resume from.")
+        if resume_from_checkpoint:
+            self._restore(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _restore(self, checkpoint: Path):
+        if not (checkpoint / STATE_NAME).is_file():
+            raise ValueError(f"{checkpoint} is no checkpoint of this trainer: it has no {STATE_NAME}.")
+        state = json.loads((checkpoint / STATE_NAME).read_text())
+        here = type(self.family).__name__, type(self.family.denoiser).__name__
+        if (state["family"], state["denoiser"]) != here:
+            raise ValueError(
+                f"{checkpoint} is of the family {state['family']} ({state['denoiser']}), and this model of {here[0]} "
+                f"({here[1]}). Resume with the model that it was trained on."
+            )
+        if state["reference"] != self.reference:
+            if "model" in (state["reference"], self.reference):
+                raise ValueError(
+                    f"{checkpoint} was trained with `reference={state['reference']!r}`, and this trainer has "
+                    f"{self.reference!r}. {'Give' if state['reference'] == 'model' else 'Leave out'} the `ref_model`."
+                )
+            logger.warning(f"Restoring `reference={state['reference']!r}` from {checkpoint}.")
+            self.reference = state["reference"]
+            if self.reference == "initial_adapter":
+                add_frozen_copy(self.accelerator.unwrap_model(self.model))  # its weights come with the checkpoint
+        if self.beta_controller is not None and state["beta_controller"] is not None:
+            self.beta_controller.load_state_dict(state["beta_controller"])
+
+    def _send_telemetry(self):
+        """Sends nothing: TRL's base would report each run."""
+
+
+def _check_writable(args: DiffusionDPOConfig):
+    if not args.should_save:
+        return
+    folder = Path(args.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise type(error)(f"`output_dir` ({folder}) can't be written: {error}. Choose another folder.") from error
