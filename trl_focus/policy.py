@@ -95,11 +95,27 @@ def check_lora_config(config: LoraConfig):
             )
 
 
-def _take_loaded_lora(pipeline, denoiser: torch.nn.Module) -> tuple[LoraConfig, dict[str, torch.Tensor]] | None:
-    """Takes the one LoRA that a pipeline came with out of it: its config and weights, or `None` if there is none."""
+def check_lora(pipeline, denoiser: torch.nn.Module, peft_config: LoraConfig | None) -> str | None:
+    """
+    Refuses, before anything is changed, a LoRA that can't be trained: a given one, or one that the pipeline came with.
+
+    Returns:
+        `str`, *optional*: adapter name of the LoRA that the pipeline came with, `None` if there is none.
+
+    Raises:
+        TypeError: If `peft_config` is no `LoraConfig`.
+        ValueError: If both are there, or one of them can't be trained.
+    """
+    if peft_config is not None:
+        check_lora_config(peft_config)
     loaded = {name: part for name, part in pipeline.components.items() if getattr(part, "peft_config", None)}
     if not loaded:
         return None
+    if peft_config is not None:
+        raise ValueError(
+            "The pipeline came with a LoRA, and `peft_config` asks for a new one. Leave `peft_config` out to continue "
+            "the loaded one, or call `pipeline.unload_lora_weights()` first to begin anew."
+        )
     if [*loaded.values()] != [denoiser] or len(denoiser.peft_config) > 1:
         found = ", ".join(f"{name}: {sorted(part.peft_config)}" for name, part in loaded.items())
         raise ValueError(
@@ -107,6 +123,7 @@ def _take_loaded_lora(pipeline, denoiser: torch.nn.Module) -> tuple[LoraConfig, 
             "alone, or `pipeline.unload_lora_weights()` to start a new one."
         )
     ((name, config),) = denoiser.peft_config.items()
+    check_lora_config(config)
     for layer in denoiser.modules():
         if isinstance(layer, BaseTunerLayer) and name in layer.scaling:
             rank = layer.r[name] ** 0.5 if config.use_rslora else layer.r[name]
@@ -115,6 +132,12 @@ def _take_loaded_lora(pipeline, denoiser: torch.nn.Module) -> tuple[LoraConfig, 
                     f"The pipeline's LoRA {name!r} is fused or scaled. Call `pipeline.unfuse_lora()` and "
                     f"`pipeline.set_adapters({name!r}, 1.0)` first: training continues it at its own strength."
                 )
+    return name
+
+
+def _take_lora(denoiser: torch.nn.Module, name: str) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    """Takes a LoRA out of a denoiser: its config and weights."""
+    config = denoiser.peft_config[name]
     weights = {key: value.clone() for key, value in get_peft_model_state_dict(denoiser, adapter_name=name).items()}
     recurse_remove_peft_layers(denoiser)
     del denoiser.peft_config
@@ -141,26 +164,19 @@ def make_policy(pipeline, denoiser: torch.nn.Module, peft_config: LoraConfig | N
         `tuple[DiffusionPeftModel, bool]`: the model to train, and whether it continues a LoRA.
 
     Raises:
-        ValueError: If both a loaded LoRA and a `peft_config` are there, or one of them can't be trained.
+        TypeError, ValueError: As [`check_lora`].
     """
-    if peft_config is not None:
-        check_lora_config(peft_config)
-    if (loaded := _take_loaded_lora(pipeline, denoiser)) is not None:
-        if peft_config is not None:
-            raise ValueError(
-                "The pipeline came with a LoRA, and `peft_config` asks for a new one. Leave `peft_config` out to continue "
-                "the loaded one, or call `pipeline.unload_lora_weights()` first to begin anew."
-            )
-        peft_config, weights = loaded
-        check_lora_config(peft_config)
+    name = check_lora(pipeline, denoiser, peft_config)
+    if name is not None:
+        peft_config, weights = _take_lora(denoiser, name)
     peft_config = peft_config or default
     if peft_config.target_modules is None:
         peft_config.target_modules = default.target_modules
     denoiser.requires_grad_(False)
     policy = DiffusionPeftModel(denoiser, peft_config, adapter_name=POLICY)
-    if loaded:
+    if name is not None:
         set_peft_model_state_dict(policy, {f"base_model.model.{key}": value for key, value in weights.items()}, POLICY)
-    return policy, loaded is not None
+    return policy, name is not None
 
 
 def add_frozen_copy(policy: DiffusionPeftModel):

@@ -16,7 +16,7 @@ def _covering_box(size: tuple[int, int], target: tuple[int, int], at: tuple[floa
     """Largest box (left, top, right, bottom) of the target's aspect ratio in an image; sizes are (width, height)."""
     width, height = size
     scale = min(width / target[0], height / target[1])
-    box_width, box_height = target[0] * scale, target[1] * scale
+    box_width, box_height = min(width, target[0] * scale), min(height, target[1] * scale)  # rounding must not exceed
     left, top = at[0] * (width - box_width), at[1] * (height - box_height)
     return left, top, left + box_width, top + box_height
 

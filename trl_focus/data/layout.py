@@ -213,7 +213,7 @@ class PreferenceStream(torch.utils.data.IterableDataset):
         self,
         dataset: datasets.IterableDataset,
         inspect: Callable[[dict[str, Any], int], Layout | None],
-        batch_size: int,
+        batch_size: int = 1,
         rank: int = 0,
         world_size: int = 1,
     ):
@@ -222,10 +222,14 @@ class PreferenceStream(torch.utils.data.IterableDataset):
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
-        self.epoch = 0
+        self._epoch = torch.tensor(0).share_memory_()  # workers that outlive an epoch see it change
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch.item()
 
     def set_epoch(self, epoch: int):
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
         self.dataset.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:

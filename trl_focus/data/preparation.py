@@ -39,13 +39,13 @@ def prepare_preferences(
         ValueError: If rows can't be trained on; the message names them, with the column and the way out.
     """
     if isinstance(dataset, datasets.IterableDataset):
-        return _prepare_stream(dataset, rule, ties, masks)
+        return _prepare_stream(dataset.with_format(None), rule, ties, masks)
     if not isinstance(dataset, datasets.Dataset):
         raise TypeError(
             f"The dataset must be a `datasets.Dataset` or a `datasets.IterableDataset`, got {type(dataset).__name__}"
             + (": pick a split, as in `dataset['train']`." if isinstance(dataset, dict) else ".")
         )
-    dataset, reports = validate_dataset(dataset, ties, num_proc)
+    dataset, reports = validate_dataset(dataset.with_format(None), ties, num_proc)
     layouts, problems = [], []
     for report in reports:
         try:

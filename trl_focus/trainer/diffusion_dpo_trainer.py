@@ -266,6 +266,7 @@ class DiffusionDPOTrainer(_BaseTrainer):
             num_processes=1,
             process_index=0,
             put_on_device=True,
+            dispatch_batches=False,
             non_blocking=args.dataloader_pin_memory,
         )
 
