@@ -11,6 +11,8 @@ from diffusers import (
     DDPMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
 )
 
@@ -68,6 +70,12 @@ class TestDDPM:
         assert process.alphas_cumprod_T.dtype == torch.float32
         assert process.prediction_type == "epsilon"
 
+    @pytest.mark.parametrize("cls", [DDPMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, LCMScheduler])
+    def test_schedule_of_a_scheduler_made_with_its_own_defaults(self, cls):
+        scheduler = cls()
+        process = DDPM.from_scheduler(scheduler)
+        np.testing.assert_allclose(process.alphas_cumprod_T, scheduler.alphas_cumprod, rtol=1e-5)
+
     @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
     def test_formula(self, prediction_type):
         process = DDPM.from_scheduler(DDIMScheduler(**SD, prediction_type=prediction_type))
@@ -87,7 +95,7 @@ class TestDDPM:
     @pytest.mark.parametrize("steps", [10, 1000])
     @pytest.mark.parametrize("u,step", [(0.0, 0), (1e-9, 0), (0.0999, None), (BELOW_1, -1), (1.0, -1)])
     def test_timestep_is_an_integer_in_range(self, steps, u, step):
-        process = DDPM.from_scheduler(DDPMScheduler(steps, **SD))
+        process = DDPM.from_scheduler(DDPMScheduler(num_train_timesteps=steps, **SD))
         noised = process.noise(*images(1), torch.tensor([u], dtype=torch.float32))
         expected = math.floor(u * steps) if step is None else step % steps
         assert noised.timestep_B.dtype == torch.int64
@@ -117,7 +125,7 @@ SHAPE = (4, 3, 5)
 
 
 def levels(scheme, count=4000, **kwargs):
-    return draw(range(count), (1, 1, 1), "cpu", scheme, **kwargs)[1]
+    return draw(range(count), SHAPE, "cpu", scheme, **kwargs)[1]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -171,9 +179,8 @@ def test_noise_of_neighbouring_seeds_is_standard_normal_and_independent():
 
 
 def test_levels_are_uniform():
-    u_B = levels("none").sort().values
-    distance = (u_B - (torch.arange(4000) + 0.5) / 4000).abs().max()
-    assert distance < 1.63 / 4000**0.5  # Kolmogorov-Smirnov, 1 %
+    distance_B = levels("none").sort().values - (torch.arange(4000) + 0.5) / 4000
+    assert distance_B.abs().max() < 1.63 / 4000**0.5  # Kolmogorov-Smirnov, 1 %
 
 
 @pytest.mark.parametrize("mean,std", [(0.0, 1.0), (1.0, 0.5), (-1.0, 2.0)])

@@ -36,7 +36,7 @@ class GradientFactorController:
         self.beta_max = beta_max
         self.warmup_steps = warmup_steps
         self.steps = 0
-        self.beta = torch.tensor(beta, device=device)
+        self.beta = torch.tensor(float(beta), device=device)
         self._seen = torch.zeros(2, device=device)  # sum and count of the factor since the last update
 
     def observe(self, inside_B: torch.Tensor, counts_B: torch.Tensor):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling
 
 
@@ -81,7 +80,7 @@ class DDPM:
     @classmethod
     def from_scheduler(cls, scheduler) -> "DDPM":
         """
-        Takes the schedule and the prediction type of any DDPM-type scheduler.
+        Takes the schedule and the prediction type of a scheduler of this kind, whichever its sampler.
 
         Raises:
             ValueError: If the scheduler's prediction type is neither `"epsilon"` nor `"v_prediction"`.
@@ -92,7 +91,7 @@ class DDPM:
                 f"The pipeline's {type(scheduler).__name__} has prediction_type={prediction_type!r}; UNets are trained "
                 "with 'epsilon' or 'v_prediction'. Give the pipeline the scheduler its UNet was trained with."
             )
-        return cls(DDPMScheduler.from_config(scheduler.config).alphas_cumprod.float(), prediction_type)
+        return cls(scheduler.alphas_cumprod.float(), prediction_type)
 
     def noise(self, x_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, u_B: torch.Tensor) -> Noised:
         """Noises clean latents at the quantile `u` in [0, 1] of the timesteps."""

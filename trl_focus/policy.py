@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -86,9 +87,10 @@ def check_lora_config(config: LoraConfig):
         "modules_to_save": (None, []),
         "layer_replication": (None,),
         "trainable_token_indices": (None,),
+        "kasa_config": (None,),
     }
     for field, values in allowed.items():
-        if (value := getattr(config, field)) not in values:
+        if (value := getattr(config, field, None)) not in values:
             raise ValueError(
                 f"`peft_config.{field}={value!r}` changes more than the LoRA weights, so the model with its LoRA off would "
                 f"not be the base model any more, or diffusers could not load it. Use {' or '.join(map(repr, values))}."
@@ -169,11 +171,10 @@ def make_policy(pipeline, denoiser: torch.nn.Module, peft_config: LoraConfig | N
     name = check_lora(pipeline, denoiser, peft_config)
     if name is not None:
         peft_config, weights = _take_lora(denoiser, name)
-    peft_config = peft_config or default
+    peft_config = copy(peft_config or default)  # PEFT fills in fields
     if peft_config.target_modules is None:
         peft_config.target_modules = default.target_modules
-    denoiser.requires_grad_(False)
-    policy = DiffusionPeftModel(denoiser, peft_config, adapter_name=POLICY)
+    policy = DiffusionPeftModel(denoiser, peft_config, adapter_name=POLICY)  # freezes all but the LoRA
     if name is not None:
         set_peft_model_state_dict(policy, {f"base_model.model.{key}": value for key, value in weights.items()}, POLICY)
     return policy, name is not None

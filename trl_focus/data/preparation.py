@@ -1,5 +1,6 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
+from functools import partial
 from typing import Any
 
 import datasets
@@ -66,26 +67,26 @@ def prepare_preferences(
     return PreferenceRows(dataset.select_columns([name for name in COLUMNS if name in dataset.column_names]), layouts)
 
 
+def _inspect(row: dict[str, Any], number: int, rule: LayoutRule, ties: str, masks: bool) -> Layout | None:
+    report = check_streamed_row(row, number)
+    if report.tie:
+        if ties == "drop":
+            return None
+        raise ValueError(
+            f"row {number}: `chosen` and `rejected` are the same picture, which teaches nothing. Set `ties='drop'` "
+            "to leave such rows out."
+        )
+    if masks and not report.has_masks:
+        raise ValueError(f"row {number}: {NO_MASKS}")
+    try:
+        return rule(report.chosen_size, report.rejected_size, report.reference_sizes)
+    except ValueError as error:
+        raise ValueError(f"row {number}: {error}") from error
+
+
 def _prepare_stream(dataset: datasets.IterableDataset, rule: LayoutRule, ties: str, masks: bool) -> PreferenceStream:
     check_columns(dataset)
     if dataset.features is not None:
         # Images stay encoded until their batch is collated
         dataset = dataset.select_columns([name for name in COLUMNS if name in dataset.features]).decode(False)
-
-    def inspect(row: dict[str, Any], number: int) -> Layout | None:
-        report = check_streamed_row(row, number)
-        if report.tie:
-            if ties == "drop":
-                return None
-            raise ValueError(
-                f"row {number}: `chosen` and `rejected` are the same picture, which teaches nothing. Set `ties='drop'` "
-                "to leave such rows out."
-            )
-        if masks and not report.has_masks:
-            raise ValueError(f"row {number}: {NO_MASKS}")
-        try:
-            return rule(report.chosen_size, report.rejected_size, report.reference_sizes)
-        except ValueError as error:
-            raise ValueError(f"row {number}: {error}") from error
-
-    return PreferenceStream(dataset, inspect)
+    return PreferenceStream(dataset, partial(_inspect, rule=rule, ties=ties, masks=masks))

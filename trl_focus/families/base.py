@@ -72,6 +72,25 @@ class Family:
         """How the pipeline sizes reference images, at most `resolution` squared; `None` if it takes no references."""
         return None
 
+    @property
+    def feature_blocks(self) -> list[str]:
+        """Names of the blocks in whose hidden states references and target are compared; empty if there are none."""
+        return []
+
+    def token_ranges(
+        self, length: int, grid: tuple[int, int], reference_grids: list[tuple[int, int]]
+    ) -> tuple[slice, list[slice]]:
+        """
+        Where a block's sequence of `length` tokens holds the target, and where each reference.
+
+        Args:
+            length (`int`):
+                Tokens of a block's hidden states, text included where the block mixes it in.
+            grid, reference_grids (`tuple[int, int]`):
+                Height and width of the token grids of the target and of each reference.
+        """
+        raise NotImplementedError
+
     def encode_prompt(self, prompts: list[str]) -> dict[str, torch.Tensor]:
         """What the denoiser needs of `B` prompts; the first axis of each tensor is `B`."""
         raise NotImplementedError

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 import PIL.Image
 import torch
@@ -58,6 +59,21 @@ class Flux2(Family):
     def reference_rule(self, resolution=None):
         max_area = min(resolution**2, MAX_REFERENCE_AREA) if resolution else MAX_REFERENCE_AREA
         return Flux2References(self.pipeline.image_processor, self.cell_size, max_area)
+
+    @property
+    def feature_blocks(self):
+        # half-way through the blocks, where features are semantic and still local
+        depth = len(self.denoiser.transformer_blocks), len(self.denoiser.single_transformer_blocks)
+        middle = sum(depth) // 2
+        if middle < depth[0]:
+            return [f"transformer_blocks.{middle}"]
+        return [f"single_transformer_blocks.{middle - depth[0]}"]
+
+    def token_ranges(self, length, grid, reference_grids):
+        sizes = [height * width for height, width in (grid, *reference_grids)]
+        starts = list(accumulate(sizes, initial=length - sum(sizes)))  # single-stream blocks hold the text in front
+        target, *references = (slice(start, start + size) for start, size in zip(starts, sizes, strict=False))
+        return target, references
 
     def encode_prompt(self, prompts):
         embeds, ids = self.pipeline.encode_prompt(prompt=prompts, **self.encode_prompt_kwargs)

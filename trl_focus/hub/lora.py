@@ -10,14 +10,22 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 def lora_metadata(config: LoraConfig) -> dict[str, Any]:
     """
     What diffusers must know of a LoRA config to load it at its own strength: rank, alpha, and what else differs from
-    PEFT's defaults. The whole config would only load with a PEFT that knows each of its fields.
+    PEFT's defaults. The whole config would only load with a PEFT that knows each of its fields. Releases of diffusers
+    before 0.40 look `rank_pattern` up, whatever it is.
     """
     default = LoraConfig().to_dict()
-    local = {"base_model_name_or_path", "inference_mode", "init_lora_weights", "peft_version", "task_type"}
+    local = {
+        "base_model_name_or_path",
+        "inference_mode",
+        "init_lora_weights",
+        "lora_dropout",  # diffusers puts LoRA layers in training mode, where it would act
+        "peft_version",
+        "task_type",
+    }
     fields = {
         key: value
         for key, value in config.to_dict().items()
-        if key in ("r", "lora_alpha") or (value != default.get(key) and key not in local)
+        if key in ("r", "lora_alpha", "rank_pattern") or (value != default.get(key) and key not in local)
     }
     return {key: sorted(value) if isinstance(value, set) else value for key, value in fields.items()}
 

@@ -1,5 +1,6 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,6 +8,9 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from .._compat import _BaseConfig
 from ..losses import LOSSES
+
+
+MAX_MODE_SCALE = 2 / (math.pi - 2)  # above it, as below -1, levels lose their order, and in the end leave [0, 1]
 
 
 def _one_of(name: str, value: Any, allowed: tuple):
@@ -69,9 +73,9 @@ class DiffusionDPOConfig(_BaseConfig):
         logit_std (`float`, *optional*, defaults to `1.0`):
             Standard deviation of `"logit_normal"`, above 0.
         mode_scale (`float`, *optional*, defaults to `1.29`):
-            Scale of `"mode"`.
+            Scale of `"mode"`, between -1 and 1.75; above 0 favours levels in the middle.
         eval_seed (`int`, *optional*, defaults to `0`):
-            Evaluation draws the noise and the level of a row from this seed and the row's index alone.
+            Evaluation draws the noise and the level of a row from this seed (at least 0) and the row's index alone.
 
         > Parameters that control the loss
 
@@ -208,11 +212,14 @@ class DiffusionDPOConfig(_BaseConfig):
     )
     logit_mean: float = field(default=0.0, metadata={"help": "Mean of 'logit_normal'; above 0 draws noisier levels."})
     logit_std: float = field(default=1.0, metadata={"help": "Standard deviation of 'logit_normal', above 0."})
-    mode_scale: float = field(default=1.29, metadata={"help": "Scale of 'mode'."})
+    mode_scale: float = field(
+        default=1.29, metadata={"help": "Scale of 'mode', between -1 and 1.75; above 0 favours levels in the middle."}
+    )
     eval_seed: int = field(
         default=0,
         metadata={
-            "help": "Evaluation draws the noise and the level of a row from this seed and the row's index alone."
+            "help": "Evaluation draws the noise and the level of a row from this seed (at least 0) and the row's index "
+            "alone."
         },
     )
 
@@ -264,6 +271,9 @@ class DiffusionDPOConfig(_BaseConfig):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
         super().__post_init__()
+        for name in ("model_init_kwargs", "encode_prompt_kwargs"):
+            if isinstance(value := getattr(self, name), str):
+                raise ValueError(f"`{name}` is {value!r}; give a dictionary, or one as JSON: '{{...}}'.")
         self._check_loss()
         _one_of("reference", self.reference, (None, "adapter_off", "initial_adapter", "model"))
         _one_of("crop", self.crop, ("none", "center", "random"))
@@ -274,6 +284,17 @@ class DiffusionDPOConfig(_BaseConfig):
         for name in ("resolution", "reference_resolution", "logit_std"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f"`{name}` is {value}; it must be above 0.")
+        if not -1 <= self.mode_scale <= MAX_MODE_SCALE:
+            raise ValueError(
+                f"`mode_scale` is {self.mode_scale}; it must lie between -1 and {MAX_MODE_SCALE:.2f}, where 'mode' is a density."
+            )
+        if self.eval_seed < 0:
+            raise ValueError(f"`eval_seed` is {self.eval_seed}; it must be at least 0.")
+        if self.label_smoothing_factor:
+            raise ValueError(
+                "`label_smoothing_factor` smooths classes, which pairs have none of. Use `label_smoothing` with the 'robust' "
+                "loss."
+            )
         if self.neftune_noise_alpha is not None:
             raise ValueError("`neftune_noise_alpha` adds noise to token embeddings, which a denoiser has none of.")
         if self.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
@@ -285,6 +306,8 @@ class DiffusionDPOConfig(_BaseConfig):
     def _check_loss(self):
         if isinstance(self.loss_type, str):
             self.loss_type = [self.loss_type]
+        if isinstance(self.loss_weights, int | float):
+            self.loss_weights = [self.loss_weights]
         if not self.beta > 0:
             raise ValueError(f"`beta` is {self.beta}; it must be above 0 (2000 is a good start).")
         if not self.loss_type:

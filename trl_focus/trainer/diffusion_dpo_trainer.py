@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object, set_seed
+from datasets import IterableDataset
 from diffusers import DiffusionPipeline
 from peft import LoraConfig
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint, seed_worker
 from transformers.utils import logging
 
@@ -24,6 +26,7 @@ from ..callbacks import PreferenceCollapseCallback
 from ..data.collator import DataCollatorForDiffusionPreference
 from ..data.layout import LayoutBatchSampler, LayoutRule, PreferenceRows, PreferenceStream
 from ..data.preparation import PreferenceDataset, prepare_preferences
+from ..data.schema import check_columns
 from ..finite import FiniteUpdates
 from ..hub.card import lora_card
 from ..hub.lora import save_lora
@@ -31,7 +34,7 @@ from ..losses import PreferenceTerms, mean_error, preference_loss
 from ..metrics import DeviceMeans
 from ..noise import Noised, denoising_error, draw
 from ..pipeline import load_pipeline, load_reference
-from ..policy import REFERENCE, add_frozen_copy, as_reference, make_policy
+from ..policy import REFERENCE, add_frozen_copy, as_reference, check_lora, check_lora_config, make_policy
 from .diffusion_dpo_config import DiffusionDPOConfig
 
 
@@ -76,7 +79,8 @@ class DiffusionDPOTrainer(_BaseTrainer):
         callbacks (`list[TrainerCallback]`, *optional*):
             Callbacks. A [`PreferenceCollapseCallback`] that warns is added unless one is among them.
         optimizers (`tuple`, *optional*, defaults to `(None, None)`):
-            Optimizer and scheduler.
+            Here for the signature of TRL's trainers: an optimizer made before the LoRA would not train it. Choose one with
+            `args.optim`, or set `trainer.optimizer`.
         quantization_config (`PipelineQuantizationConfig`, or a diffusers config for the denoiser alone, *optional*):
             How to quantize a model that is loaded from a string.
         peft_config (`peft.LoraConfig`, *optional*):
@@ -121,51 +125,29 @@ class DiffusionDPOTrainer(_BaseTrainer):
         peft_config: LoraConfig | None = None,
     ):
         if args is None:
-            name = model if isinstance(model, str) else model.name_or_path or "pipeline"
+            name = model if isinstance(model, str) else getattr(model, "name_or_path", None) or "pipeline"
             args = self._config_class(f"{Path(name).name}-{self._name}")
-        if train_dataset is None:
-            raise ValueError("`train_dataset` is required")
-        if args.n_gpu > 1:
+        # First what needs no model, then what needs no change of it; the pipeline gets its LoRA last
+        self.reference = self._check_arguments(model, ref_model, args, train_dataset, eval_dataset, peft_config)
+        if any(part is not None for part in optimizers):
             raise ValueError(
-                "Several GPUs in one process (`nn.DataParallel`) are not supported. Launch one process per GPU with "
-                "`accelerate launch` or `torchrun`, or set `CUDA_VISIBLE_DEVICES` to one."
+                "`optimizers` can't hold the LoRA's weights, which are made here. Choose one with `optim` and `optim_args`, "
+                "or set `trainer.optimizer` before `train`."
             )
         _check_writable(args)
 
-        # Model: LoRA weights are random, so the seed comes first
-        set_seed(args.seed)
-        if ref_model is not None and ref_model is model:
-            raise ValueError(
-                "`ref_model` is `model` itself. Leave it out: the LoRA is switched off for the reference."
-            )
+        # Model
         self.family = load_pipeline(model, args, quantization_config)
         self.pipeline = self.family.pipeline
         denoiser = self.family.denoiser
         self._denoiser_dtype = denoiser.dtype
-        ref_denoiser = load_reference(ref_model, self.family, args) if ref_model is not None else None
-        default = LoraConfig(
-            r=16, lora_alpha=16, init_lora_weights="gaussian", target_modules=self.family.lora_target_modules
-        )
-        policy, continued = make_policy(self.pipeline, denoiser, peft_config, default)
-        if peft_config is None and not continued:
-            logger.warning(f"No `peft_config` given: training a LoRA of rank 16 on {default.target_modules}.")
-
-        # Reference
-        self.reference = args.reference or ("adapter_off" if ref_model is None else "model")
-        if (self.reference == "model") != (ref_model is not None):
+        loaded_lora = check_lora(self.pipeline, denoiser, peft_config)
+        if self.reference == "initial_adapter" and loaded_lora is None:
             raise ValueError(
-                f"`reference` is {self.reference!r} and `ref_model` is {'not ' if ref_model is None else ''}given; "
-                "`reference='model'` goes with a `ref_model`."
+                "`reference='initial_adapter'` holds the policy against the LoRA that the pipeline came with, and it "
+                "came with none. Load one with `pipeline.load_lora_weights`, or use 'adapter_off'."
             )
-        if self.reference == "initial_adapter":
-            if not continued:
-                raise ValueError(
-                    "`reference='initial_adapter'` holds the policy against the LoRA that the pipeline came with, and it "
-                    "came with none. Load one with `pipeline.load_lora_weights`, or use 'adapter_off'."
-                )
-            add_frozen_copy(policy)
-        if args.disable_dropout:
-            disable_dropout_in_model(policy)
+        ref_denoiser = load_reference(ref_model, self.family, args) if ref_model is not None else None
 
         # Data
         self.layout_rule = LayoutRule(
@@ -177,11 +159,21 @@ class DiffusionDPOTrainer(_BaseTrainer):
         collator = partial(DataCollatorForDiffusionPreference, self.layout_rule, self.family.cell_size)
         self.eval_collator = data_collator or collator(args.eval_seed, "none" if args.crop == "none" else "center")
         data_collator = data_collator or collator(args.seed, args.crop, args.random_flip, args.caption_dropout)
-        train_dataset = self._prepare_dataset(train_dataset, args)
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {name: self._prepare_dataset(dataset, args) for name, dataset in eval_dataset.items()}
-        elif eval_dataset is not None:
-            eval_dataset = self._prepare_dataset(eval_dataset, args)
+        prepare = partial(self._prepare_dataset, args=args)
+        train_dataset, eval_dataset = _each(prepare, train_dataset, eval_dataset)
+
+        # Policy: LoRA weights are random, so the seed comes first
+        set_seed(args.seed)
+        default = LoraConfig(
+            r=16, lora_alpha=16, init_lora_weights="gaussian", target_modules=self.family.lora_target_modules
+        )
+        policy, continued = make_policy(self.pipeline, denoiser, peft_config, default)
+        if peft_config is None and not continued:
+            logger.warning(f"No `peft_config` given: training a LoRA of rank 16 on {default.target_modules}.")
+        if self.reference == "initial_adapter":
+            add_frozen_copy(policy)
+        if args.disable_dropout:
+            disable_dropout_in_model(policy)
 
         self._metrics = {"train": DeviceMeans(), "eval": DeviceMeans()}
         self._not_finite: list[tuple[int, list[int], torch.Tensor]] = []  # step, rows, flags
@@ -216,6 +208,39 @@ class DiffusionDPOTrainer(_BaseTrainer):
                 args.beta_warmup_steps,
                 self.accelerator.device,
             )
+
+    def _check_arguments(self, model, ref_model, args, train_dataset, eval_dataset, peft_config) -> str:
+        """Refuses what can be known without the model and the rows. Returns the reference in force."""
+        if not isinstance(args, self._config_class):
+            raise TypeError(f"`args` must be a `{self._config_class.__name__}`, got {type(args).__name__}.")
+        if args.n_gpu > 1:
+            raise ValueError(
+                "Several GPUs in one process (`nn.DataParallel`) are not supported. Launch one process per GPU with "
+                "`accelerate launch` or `torchrun`, or set `CUDA_VISIBLE_DEVICES` to one."
+            )
+        if peft_config is not None:
+            check_lora_config(peft_config)
+        if ref_model is not None and ref_model is model:
+            raise ValueError(
+                "`ref_model` is `model` itself. Leave it out: the LoRA is switched off for the reference."
+            )
+        reference = args.reference or ("adapter_off" if ref_model is None else "model")
+        if (reference == "model") != (ref_model is not None):
+            raise ValueError(
+                f"`reference` is {reference!r} and `ref_model` is {'not ' if ref_model is None else ''}given; "
+                "`reference='model'` goes with a `ref_model`."
+            )
+        if train_dataset is None:
+            raise ValueError("`train_dataset` is required: give a `datasets.Dataset` of preference pairs.")
+        if eval_dataset is None and args.eval_strategy != "no":
+            raise ValueError(
+                f"`eval_strategy` is {args.eval_strategy.value!r} and there is no `eval_dataset`: give one, or set "
+                "`eval_strategy='no'`."
+            )
+        _each(check_columns, train_dataset, eval_dataset)
+        if isinstance(train_dataset, IterableDataset) and args.max_steps <= 0:
+            raise ValueError("`train_dataset` is a stream, whose length is not known: set `max_steps`.")
+        return reference
 
     @property
     def beta(self) -> float | torch.Tensor:
@@ -279,11 +304,16 @@ class DiffusionDPOTrainer(_BaseTrainer):
         if eval_dataset is None:
             eval_dataset = self.eval_dataset
         elif isinstance(eval_dataset, str):
-            eval_dataset = self.eval_dataset[eval_dataset]
+            named = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
+            if eval_dataset not in named:
+                raise ValueError(
+                    f"`eval_dataset` has no part {eval_dataset!r}; it has {[*named] or 'no named parts'}."
+                )
+            eval_dataset = named[eval_dataset]
         if eval_dataset is None:
-            raise ValueError("Evaluation needs an `eval_dataset`.")
+            raise ValueError("Evaluation needs an `eval_dataset`: give one to the trainer, or to `evaluate`.")
         if not isinstance(eval_dataset, PreferenceRows | PreferenceStream):
-            eval_dataset = self._prepare_dataset(eval_dataset, self.args)
+            eval_dataset = _named("eval_dataset", partial(self._prepare_dataset, args=self.args), eval_dataset)
         return self._loader(eval_dataset, self.args.eval_batch_size, train=False)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
@@ -460,6 +490,7 @@ class DiffusionDPOTrainer(_BaseTrainer):
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        self.check_finite()
         means = self._metrics["eval"].pop(self.accelerator)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
@@ -528,14 +559,21 @@ class DiffusionDPOTrainer(_BaseTrainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
-                raise ValueError(f"There is no checkpoint in `output_dir` ({self.args.output_dir}) to resume from.")
+                raise ValueError(
+                    f"There is no checkpoint in `output_dir` ({self.args.output_dir}) to resume from. Leave "
+                    "`resume_from_checkpoint` out to start anew."
+                )
         if resume_from_checkpoint:
             self._restore(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _restore(self, checkpoint: Path):
-        if not (checkpoint / STATE_NAME).is_file():
-            raise ValueError(f"{checkpoint} is no checkpoint of this trainer: it has no {STATE_NAME}.")
+        for name in (STATE_NAME, TRAINER_STATE_NAME):
+            if not (checkpoint / name).is_file():
+                raise ValueError(
+                    f"{checkpoint} is no checkpoint of this trainer: it has no {name}. Give a folder `checkpoint-<step>` of "
+                    "`output_dir`, or True for the last one there. A saved LoRA is continued by loading it into the pipeline."
+                )
         state = json.loads((checkpoint / STATE_NAME).read_text())
         here = type(self.family).__name__, type(self.family.denoiser).__name__
         if (state["family"], state["denoiser"]) != here:
@@ -558,6 +596,22 @@ class DiffusionDPOTrainer(_BaseTrainer):
 
     def _send_telemetry(self):
         """Sends nothing: TRL's base would report each run."""
+
+
+def _named(name: str, function: Callable, dataset):
+    """Hands a dataset to a function; what that refuses is reported under the dataset's name."""
+    try:
+        return function(dataset)
+    except (TypeError, ValueError) as error:
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(f"`{name}`: {error}") from error
+
+
+def _each(function: Callable, train_dataset, eval_dataset) -> tuple:
+    """Hands each dataset to a function, and returns what it gives for training and for evaluation."""
+    train = _named("train_dataset", function, train_dataset)
+    if isinstance(eval_dataset, dict):
+        return train, {name: _named(f"eval_dataset[{name!r}]", function, part) for name, part in eval_dataset.items()}
+    return train, None if eval_dataset is None else _named("eval_dataset", function, eval_dataset)
 
 
 def _check_writable(args: DiffusionDPOConfig):

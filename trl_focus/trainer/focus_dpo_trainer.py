@@ -51,8 +51,9 @@ class FocusDPOTrainer(DiffusionDPOTrainer):
         "id": "2509.01181",
         # docstyle-ignore
         "citation": textwrap.dedent("""\
-            @article{focusdpo2025,
+            @article{jin2025focusdpo,
                 title   = {{FocusDPO: Dynamic Preference Optimization for Multi-Subject Personalized Image Generation via Adaptive Focus}},
+                author  = {Qiaoqiao Jin and Siming Fu and Dong She and Weinan Jia and Hualiang Wang and Mu Liu and Jidong Jiang},
                 year    = 2025,
                 eprint  = {arXiv:2509.01181},
             }"""),
@@ -69,8 +70,6 @@ class FocusDPOTrainer(DiffusionDPOTrainer):
         focus_map: Callable[[FocusContext], torch.Tensor] | None = None,
         **kwargs,
     ):
-        if args is not None and not isinstance(args, FocusDPOConfig):
-            raise TypeError(f"`args` must be a `FocusDPOConfig`, got {type(args).__name__}.")
         if focus_map is not None and not callable(focus_map):
             raise TypeError(
                 f"`focus_map` must be callable, got {focus_map!r}. Name a map with `FocusDPOConfig(focus_map=...)`."

@@ -1,0 +1,350 @@
+# Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
+
+import weakref
+from collections import Counter
+
+import numpy as np
+import pytest
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from datasets import Dataset, IterableDataset
+from torch.utils.data import DataLoader
+
+from trl_focus.data.layout import (
+    Layout,
+    LayoutBatchSampler,
+    LayoutRule,
+    PreferenceRows,
+    PreferenceStream,
+    RowKey,
+    target_size,
+)
+
+
+WORLD_SIZES = [1, 2, 3, 5]
+LAYOUTS = {
+    "uneven": [*"aabacabcaabbaaaabcadaaab"],
+    "one layout": [*"aaaaaaa"],
+    "full batches": [*"aaaaaabbb"],
+    "fewer batches than ranks": [*"aab"],
+    "one row": [*"a"],
+    "each its own": [*"abcdefg"],
+}
+
+
+class Square:
+    """Takes any reference that is square."""
+
+    def size(self, width, height):
+        if width != height:
+            raise ValueError("not square")
+        return height // 2, width // 2
+
+
+# ---- Target size ----
+
+
+@pytest.mark.parametrize("multiple", [8, 16, 32])
+@pytest.mark.parametrize("resolution", [512, 1024])
+def test_target_size_keeps_area_and_aspect(resolution, multiple):
+    sizes = set()
+    for aspect in np.geomspace(1 / 4, 4, 501):
+        for scale in (100, 1000, 5000):
+            height, width = target_size(round(scale * aspect), scale, resolution, multiple)
+            assert height % multiple == width % multiple == 0
+            assert 1 / 1.07 < height * width / resolution**2 < 1.07
+            assert 1 / 1.07 < width / height / (round(scale * aspect) / scale) < 1.07
+            sizes.add((height, width))
+    assert len(sizes) < 60
+
+
+def test_target_size_is_height_first():
+    assert target_size(300, 300, 512, 16) == (512, 512)
+    assert target_size(400, 100, 512, 16) == (256, 1024)
+    assert target_size(100, 400, 512, 16) == (1024, 256)
+    assert target_size(1536, 1024, 512, 8) == (416, 640)  # 418.0 x 627.1, to multiples of 32
+
+
+@pytest.mark.parametrize("resolution, multiple", [(16, 16), (64, 16), (64, 8), (100, 16), (512, 16), (8, 16)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (20000, 10), (3, 2), (64, 4096)])
+def test_target_size_is_never_zero(size, resolution, multiple):
+    for side in target_size(*size, resolution, multiple):
+        assert side >= multiple and side % multiple == 0
+
+
+# ---- Layout rule ----
+
+
+def test_layout_rule():
+    rule = LayoutRule(64, 16, Square())
+    assert rule((128, 128), (64, 64)) == Layout((64, 64), ())
+    assert rule((400, 100), (410, 100), [(80, 80), (64, 64)]) == Layout((32, 128), ((40, 40), (32, 32)))
+    assert LayoutRule(64, 16, stretch=False)((400, 100), (100, 100)).size == (32, 128)  # as chosen
+    with pytest.raises(ValueError, match="^`references` holds .* refuses: not square"):
+        rule((64, 64), (64, 64), [(64, 64), (64, 32)])
+    with pytest.raises(ValueError, match="^`references` is not empty"):
+        LayoutRule(64, 16)((64, 64), (64, 64), [(64, 64)])
+
+
+@pytest.mark.parametrize(
+    "rejected, fits", [((109, 100), True), ((92, 100), True), ((111, 100), False), ((90, 100), False)]
+)
+def test_aspect_ratios_of_a_pair(rejected, fits):
+    LayoutRule(64, 16, stretch=False)((100, 100), rejected)
+    if fits:
+        LayoutRule(64, 16)((100, 100), rejected)
+    else:
+        with pytest.raises(ValueError, match=f"^`rejected` is {rejected[0]}x100 .* `chosen` 100x100: the aspect"):
+            LayoutRule(64, 16)((100, 100), rejected)
+
+
+# ---- Batch sampler ----
+
+
+def batches_per_rank(layouts, world_size, epoch=0, **kwargs):
+    ranks = []
+    for rank in range(world_size):
+        sampler = LayoutBatchSampler(layouts, 3, rank, world_size, **kwargs)
+        sampler.set_epoch(epoch)
+        ranks.append([*sampler])
+        assert len(sampler) == len(ranks[-1])
+    return ranks
+
+
+def check_ranks(ranks):
+    """Ranks take the same number of steps; fillers are no more than these need. Returns the batches that count."""
+    assert len({len(batches) for batches in ranks}) == 1
+    batches = [batch for step in zip(*ranks, strict=True) for batch in step]
+    counting = [batch for batch in batches if all(key.counts for key in batch)]
+    assert all(not key.counts for batch in batches if batch not in counting for key in batch)
+    assert len(batches) - len(counting) == -len(counting) % len(ranks)
+    return counting
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("layouts", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_every_row_once(world_size, layouts, shuffle, drop_last):
+    ranks = batches_per_rank(layouts, world_size, 3, shuffle=shuffle, drop_last=drop_last)
+    batches = check_ranks(ranks)
+    for batch in [batch for rank in ranks for batch in rank]:
+        assert 1 <= len(batch) <= 3
+        assert len({layouts[key.row] for key in batch}) == 1
+
+    rows = [key.row for batch in batches for key in batch]
+    rows_per_layout = Counter(layouts)
+    left_over = Counter({layout: n % 3 for layout, n in rows_per_layout.items()})
+    assert len(rows) == len({*rows})
+    assert Counter(layouts[row] for row in rows) == (rows_per_layout - left_over if drop_last else rows_per_layout)
+    smaller = Counter({layouts[batch[0].row]: len(batch) for batch in batches if len(batch) < 3})
+    assert smaller == (Counter() if drop_last else +left_over)
+    assert sum(len(batch) < 3 for batch in batches) == len(smaller)
+
+
+def test_shuffle():
+    layouts = ["a"] * 40 + ["b"] * 20
+
+    def order(epoch=0, seed=0):
+        return batches_per_rank(layouts, 2, epoch, shuffle=True, seed=seed)
+
+    def rows(ranks):
+        return [[key.row for key in batch] for batches in ranks for batch in batches]
+
+    assert order(1) == order(1)
+    assert rows(order(0)) != rows(order(1))
+    assert rows(order(0)) != rows(order(seed=1))
+    assert {key.epoch for batches in order(7) for batch in batches for key in batch} == {7}
+    # Neither rows nor layouts stay together
+    assert not {frozenset(batch) for batch in rows(order(0))} & {frozenset(batch) for batch in rows(order(1))}
+    (batches,) = batches_per_rank(layouts, 1, shuffle=True)
+    drawn = [layouts[batch[0].row] for batch in batches]
+    assert drawn != sorted(drawn) and drawn != sorted(drawn, reverse=True)
+
+
+@pytest.mark.parametrize("epoch", [0, 5])
+def test_unshuffled_order(epoch):
+    (batches,) = batches_per_rank([*"abaabaa"], 1, epoch)
+    assert batches == [[RowKey(0), RowKey(2), RowKey(3)], [RowKey(5), RowKey(6)], [RowKey(1), RowKey(4)]]
+    assert {key.epoch for batch in batches for key in batch} == {0}
+
+
+# ---- Loaders ----
+
+
+def keys_of(rows):
+    return [row["key"] for row in rows]
+
+
+def prepared(dataset, **kwargs):
+    """A loader as the trainer makes it; its batches are lists of keys."""
+    loader = DataLoader(dataset, collate_fn=keys_of, **kwargs)
+    return prepare_data_loader(loader, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False)
+
+
+def epoch_of(loader, epoch):
+    loader.set_epoch(epoch)
+    return [*loader]
+
+
+def test_rows_are_looked_up_by_key():
+    rows = PreferenceRows(Dataset.from_dict({"prompt": ["a", "b", "c"]}), [Layout((64, 64))] * 3)
+    assert len(rows) == 3
+    assert rows[RowKey(1, 4, False)] == {"prompt": "b", "key": RowKey(1, 4, False)}
+
+
+@pytest.mark.parametrize("rank, world_size", [(0, 1), (1, 2)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume(workers, rank, world_size):
+    layouts = LAYOUTS["uneven"]
+    rows = PreferenceRows(Dataset.from_dict({"prompt": layouts}), layouts)
+
+    def loader():
+        sampler = LayoutBatchSampler(layouts, 3, rank, world_size, shuffle=True)
+        return prepared(rows, batch_sampler=sampler, num_workers=workers)
+
+    uninterrupted = loader()
+    epochs = [epoch_of(uninterrupted, epoch) for epoch in range(4)]
+    assert len(epochs[2]) == len(uninterrupted) and epochs[2] != epochs[1]
+
+    resumed = loader()
+    rest = skip_first_batches(resumed, 2)
+    assert len(rest) == len(epochs[2]) - 2
+    assert epoch_of(rest, 2) == epochs[2][2:]
+    assert epoch_of(resumed, 3) == epochs[3]
+
+
+# ---- Stream ----
+
+
+def numbered(shards):
+    for shard in shards:
+        for x in shard:
+            yield {"x": x}
+
+
+def stream_of(n, shards=1):
+    parts = [[*range(shard, n, shards)] for shard in range(shards)]
+    return IterableDataset.from_generator(numbered, gen_kwargs={"shards": parts})
+
+
+def layout_of(row, number):
+    return Layout((row["x"] % 5 // 2, 0))  # of five rows two, two and one
+
+
+def without_thirds(row, number):
+    return None if number % 3 == 0 else layout_of(row, number)
+
+
+def read(stream, workers=0, epoch=0):
+    loader = DataLoader(stream, batch_size=None, num_workers=workers, collate_fn=list)
+    stream.set_epoch(epoch)
+    return [*loader]
+
+
+def stream_ranks(dataset, world_size, inspect=layout_of, **kwargs):
+    return [read(PreferenceStream(dataset, inspect, 3, rank, world_size), **kwargs) for rank in range(world_size)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        pytest.param(lambda: stream_of(37), id="one shard"),
+        pytest.param(lambda: stream_of(37, shards=4), id="generator"),
+        pytest.param(lambda: Dataset.from_dict({"x": range(37)}).to_iterable_dataset(num_shards=3), id="dataset"),
+        pytest.param(lambda: stream_of(2, shards=2), id="two rows"),
+        pytest.param(lambda: stream_of(0), id="empty"),
+    ],
+)
+def test_stream_yields_every_row_once(dataset, world_size, workers):
+    dataset = dataset()
+    ranks = stream_ranks(dataset, world_size, workers=workers, epoch=2)
+    assert len({len(batches) for batches in ranks}) == 1
+    for batch in [batch for rank in ranks for batch in rank]:
+        assert 1 <= len(batch) <= 3
+        assert len({layout_of(row, 0) for row in batch}) == 1
+        assert len({row["key"].counts for row in batch}) == 1
+        assert {row["key"].epoch for row in batch} == {2}
+    counting = [row for rank in ranks for batch in rank for row in batch if row["key"].counts]
+    assert sorted(row["x"] for row in counting) == sorted(row["x"] for row in dataset)
+    assert len({row["key"].row for row in counting}) == len(counting)
+    fillers = sum(not batch[0]["key"].counts for rank in ranks for batch in rank)
+    assert fillers <= (world_size - 1) * max(workers, 1)
+
+
+def test_stream_batches_are_full_but_for_the_last_of_a_layout():
+    (batches,) = stream_ranks(stream_of(37), 1)
+    n_rows = Counter(layout_of({"x": x}, x) for x in range(37))
+    expected = Counter({(layout, 3): n // 3 for layout, n in n_rows.items()})
+    expected.update((layout, n % 3) for layout, n in n_rows.items() if n % 3)
+    assert Counter((layout_of(batch[0], 0), len(batch)) for batch in batches) == expected
+
+
+def test_stream_leaves_rows_out():
+    ranks = stream_ranks(stream_of(20), 2, without_thirds)
+    rows = [row for batches in ranks for batch in batches for row in batch if row["key"].counts]
+    assert sorted(row["x"] for row in rows) == [x for x in range(20) if x % 3]
+    assert all(row["key"].row == row["x"] for row in rows)  # rows that are left out keep their numbers
+    assert stream_ranks(stream_of(5), 2, lambda row, number: None) == [[], []]
+
+
+def test_stream_raises_what_inspect_raises():
+    def refuse(row, number):
+        raise ValueError(f"row {number}")
+
+    with pytest.raises(ValueError, match="row 0"):
+        next(iter(PreferenceStream(stream_of(5), refuse, 3)))
+
+
+def test_shuffled_stream_has_an_order_for_each_epoch():
+    dataset = stream_of(40).shuffle(seed=0, buffer_size=40)
+    first, second = (
+        [[row["x"] for rank in stream_ranks(dataset, 2, epoch=epoch) for batch in rank for row in batch] for _ in "ab"]
+        for epoch in (0, 1)
+    )
+    assert first[0] == first[1] and second[0] == second[1]
+    assert first[0] != second[0] and {*first[0]} == {*second[0]} == {*range(40)}
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_of_a_stream_learn_of_the_epoch(persistent):
+    stream = PreferenceStream(stream_of(6, shards=2), layout_of, 2)
+    loader = prepared(stream, batch_size=None, num_workers=2, persistent_workers=persistent)
+    for epoch in (0, 1, 5):
+        assert {key.epoch for batch in epoch_of(loader, epoch) for key in batch} == {epoch}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_of_a_stream(workers):
+    def loader():
+        stream = PreferenceStream(stream_of(40, shards=2).shuffle(seed=0, buffer_size=10), layout_of, 3, 1, 2)
+        return prepared(stream, batch_size=None, num_workers=workers)
+
+    uninterrupted = loader()
+    epochs = [epoch_of(uninterrupted, epoch) for epoch in range(4)]
+    resumed = loader()
+    assert epoch_of(skip_first_batches(resumed, 2), 2) == epochs[2][2:] != []
+    assert epoch_of(resumed, 3) == epochs[3]
+
+
+def test_stream_holds_no_more_rows_than_wait():
+    class Row(dict):
+        pass
+
+    class Source:
+        def __init__(self):
+            self.alive = []
+
+        def __iter__(self):
+            for x in range(600):
+                row = Row(x=x)
+                self.alive = [alive for alive in self.alive if alive() is not None] + [weakref.ref(row)]
+                yield row
+
+    source = Source()
+    layouts, batch_size, world_size = 3, 4, 2
+    held = [len(source.alive) for _ in PreferenceStream(source, layout_of, batch_size, 0, world_size)]
+    assert len(held) == 600 // (batch_size * world_size)
+    # Each layout's waiting rows, the batches to be shared, and the row under inspection
+    assert max(held) <= layouts * (batch_size - 1) + world_size * batch_size + 1
