@@ -1,7 +1,12 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
+from pathlib import Path
+
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from transformers.trainer_utils import get_last_checkpoint
 
 
 class FiniteUpdates:
@@ -46,3 +51,40 @@ class FiniteUpdates:
         skipped = (~self._finite).long()
         self.skipped = skipped if self.skipped is None else self.skipped + skipped
         del self._parameters, self._kept, self._finite
+
+
+class FiniteAlarm:
+    """Remembers on the device which rows had a loss that is not finite, until somebody looks."""
+
+    def __init__(self):
+        self.updates = FiniteUpdates()
+        self._flags: list[tuple[int, list[int], torch.Tensor]] = []  # step, rows, whether each is bad
+
+    def observe(self, step: int, rows: list[int], loss_B: torch.Tensor, counts_B: torch.Tensor):
+        """Takes in the losses of a batch; rows that do not count are left out."""
+        self._flags.append((step, rows, ~loss_B.isfinite() & (counts_B > 0)))
+
+    def check(self, accelerator: Accelerator, output_dir: str):
+        """
+        Waits for the device, and looks at all that was observed since the last look. Every process must call it.
+
+        Raises:
+            FloatingPointError: If a loss or an update was not finite on any process; the message names the rows.
+        """
+        flags, self._flags = self._flags, []
+        if not flags:
+            return
+        bad = torch.cat([bad_B for _, _, bad_B in flags])
+        skipped = self.updates.pop()
+        found = torch.stack([bad.sum(), bad.new_zeros((), dtype=torch.long) if skipped is None else skipped])
+        if not accelerator.reduce(found, reduction="sum").any():
+            return
+        rows = [(step, row) for step, batch, _ in flags for row in batch]
+        rows = gather_object([row for row, is_bad in zip(rows, bad.tolist(), strict=True) if is_bad])
+        where = ", ".join(f"row {row} (step {step})" for step, row in sorted({*rows})[:10])
+        folder = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+        raise FloatingPointError(
+            f"{f'The loss is not finite at {where}' if rows else 'A gradient is not finite'}; no weight was changed by it. "
+            f"{f'The last good checkpoint is {folder}. ' if folder else ''}Look at these images, lower `learning_rate` or "
+            "raise `beta`; in fp16, try bf16."
+        )

@@ -125,7 +125,7 @@ def top_k(
     area_BR = (own_BRS * masks_BSHW.sum(dim=(2, 3)).unsqueeze(1)).sum(dim=2)
     match_BR1HW = _best(similarity_BRHW, share_B.float().unsqueeze(1) * area_BR).unsqueeze(2)
     matched_BSHW = (match_BR1HW & own_BRS[..., None, None]).any(dim=1)
-    leak_BSHW = (match_BR1HW & foreign_BRS[..., None, None]).any(dim=1) & ~matched_BSHW
+    leak_BSHW = (match_BR1HW & foreign_BRS[..., None, None]).any(dim=1)  # yields to a match below
     return _in_masks(matched_BSHW.float(), leak_BSHW.float(), masks_BSHW)
 
 

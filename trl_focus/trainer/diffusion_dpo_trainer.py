@@ -9,32 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import gather_object, set_seed
-from datasets import IterableDataset
+from accelerate.utils import set_seed
 from diffusers import DiffusionPipeline
 from peft import LoraConfig
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint, seed_worker
+from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from .._compat import _BaseTrainer, disable_dropout_in_model
 from ..beta import GradientFactorController
 from ..callbacks import PreferenceCollapseCallback
 from ..data.collator import DataCollatorForDiffusionPreference
-from ..data.layout import LayoutBatchSampler, LayoutRule, PreferenceRows, PreferenceStream
+from ..data.layout import LayoutRule, PreferenceRows, PreferenceStream
+from ..data.loader import preference_loader
 from ..data.preparation import PreferenceDataset, prepare_preferences
-from ..data.schema import check_columns
-from ..finite import FiniteUpdates
+from ..finite import FiniteAlarm
 from ..hub.card import lora_card
 from ..hub.lora import save_lora
 from ..losses import PreferenceTerms, mean_error, preference_loss
 from ..metrics import DeviceMeans
 from ..noise import Noised, denoising_error, draw
 from ..pipeline import load_pipeline, load_reference
-from ..policy import REFERENCE, add_frozen_copy, as_reference, check_lora, check_lora_config, make_policy
+from ..policy import REFERENCE, add_frozen_copy, as_reference, check_lora, make_policy
+from .checks import check_arguments, each_dataset, named_dataset
 from .diffusion_dpo_config import DiffusionDPOConfig
 
 
@@ -128,13 +127,9 @@ class DiffusionDPOTrainer(_BaseTrainer):
             name = model if isinstance(model, str) else getattr(model, "name_or_path", None) or "pipeline"
             args = self._config_class(f"{Path(name).name}-{self._name}")
         # First what needs no model, then what needs no change of it; the pipeline gets its LoRA last
-        self.reference = self._check_arguments(model, ref_model, args, train_dataset, eval_dataset, peft_config)
-        if any(part is not None for part in optimizers):
-            raise ValueError(
-                "`optimizers` can't hold the LoRA's weights, which are made here. Choose one with `optim` and `optim_args`, "
-                "or set `trainer.optimizer` before `train`."
-            )
-        _check_writable(args)
+        self.reference = check_arguments(
+            self._config_class, model, ref_model, args, train_dataset, eval_dataset, optimizers, peft_config
+        )
 
         # Model
         self.family = load_pipeline(model, args, quantization_config)
@@ -160,7 +155,7 @@ class DiffusionDPOTrainer(_BaseTrainer):
         self.eval_collator = data_collator or collator(args.eval_seed, "none" if args.crop == "none" else "center")
         data_collator = data_collator or collator(args.seed, args.crop, args.random_flip, args.caption_dropout)
         prepare = partial(self._prepare_dataset, args=args)
-        train_dataset, eval_dataset = _each(prepare, train_dataset, eval_dataset)
+        train_dataset, eval_dataset = each_dataset(prepare, train_dataset, eval_dataset)
 
         # Policy: LoRA weights are random, so the seed comes first
         set_seed(args.seed)
@@ -176,8 +171,7 @@ class DiffusionDPOTrainer(_BaseTrainer):
             disable_dropout_in_model(policy)
 
         self._metrics = {"train": DeviceMeans(), "eval": DeviceMeans()}
-        self._not_finite: list[tuple[int, list[int], torch.Tensor]] = []  # step, rows, flags
-        self._finite_updates = FiniteUpdates()
+        self._alarm = FiniteAlarm()
         callbacks = callbacks or []
         if not any(isinstance(callback, PreferenceCollapseCallback) for callback in callbacks):
             callbacks = [*callbacks, PreferenceCollapseCallback()]
@@ -209,39 +203,6 @@ class DiffusionDPOTrainer(_BaseTrainer):
                 self.accelerator.device,
             )
 
-    def _check_arguments(self, model, ref_model, args, train_dataset, eval_dataset, peft_config) -> str:
-        """Refuses what can be known without the model and the rows. Returns the reference in force."""
-        if not isinstance(args, self._config_class):
-            raise TypeError(f"`args` must be a `{self._config_class.__name__}`, got {type(args).__name__}.")
-        if args.n_gpu > 1:
-            raise ValueError(
-                "Several GPUs in one process (`nn.DataParallel`) are not supported. Launch one process per GPU with "
-                "`accelerate launch` or `torchrun`, or set `CUDA_VISIBLE_DEVICES` to one."
-            )
-        if peft_config is not None:
-            check_lora_config(peft_config)
-        if ref_model is not None and ref_model is model:
-            raise ValueError(
-                "`ref_model` is `model` itself. Leave it out: the LoRA is switched off for the reference."
-            )
-        reference = args.reference or ("adapter_off" if ref_model is None else "model")
-        if (reference == "model") != (ref_model is not None):
-            raise ValueError(
-                f"`reference` is {reference!r} and `ref_model` is {'not ' if ref_model is None else ''}given; "
-                "`reference='model'` goes with a `ref_model`."
-            )
-        if train_dataset is None:
-            raise ValueError("`train_dataset` is required: give a `datasets.Dataset` of preference pairs.")
-        if eval_dataset is None and args.eval_strategy != "no":
-            raise ValueError(
-                f"`eval_strategy` is {args.eval_strategy.value!r} and there is no `eval_dataset`: give one, or set "
-                "`eval_strategy='no'`."
-            )
-        _each(check_columns, train_dataset, eval_dataset)
-        if isinstance(train_dataset, IterableDataset) and args.max_steps <= 0:
-            raise ValueError("`train_dataset` is a stream, whose length is not known: set `max_steps`.")
-        return reference
-
     @property
     def beta(self) -> float | torch.Tensor:
         """Beta in force: the configured one, or where the controller moved it."""
@@ -255,45 +216,8 @@ class DiffusionDPOTrainer(_BaseTrainer):
         return prepare_preferences(dataset, self.layout_rule, args.ties, args.dataset_num_proc)
 
     def _loader(self, dataset: PreferenceRows | PreferenceStream, batch_size: int, train: bool) -> DataLoader:
-        args, accelerator = self.args, self.accelerator
-        batching = {"batch_size": None}
-        if isinstance(dataset, PreferenceStream):
-            dataset.batch_size = batch_size
-            dataset.rank, dataset.world_size = accelerator.process_index, accelerator.num_processes
-        else:
-            batching = {
-                "batch_sampler": LayoutBatchSampler(
-                    dataset.layouts,
-                    batch_size,
-                    accelerator.process_index,
-                    accelerator.num_processes,
-                    shuffle=train and args.train_sampling_strategy != "sequential",
-                    seed=args.seed if args.data_seed is None else args.data_seed,
-                    drop_last=train and args.dataloader_drop_last,
-                )
-            }
-        workers = args.dataloader_num_workers
-        loader = DataLoader(
-            dataset,
-            **batching,
-            collate_fn=self.data_collator if train else self.eval_collator,
-            num_workers=workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            worker_init_fn=partial(seed_worker, num_workers=workers, rank=args.process_index) if workers else None,
-            generator=torch.Generator().manual_seed(args.seed),  # leaves the global one alone
-        )
-        # Batches are already those of this process: accelerate only has to move them
-        return prepare_data_loader(
-            loader,
-            accelerator.device,
-            num_processes=1,
-            process_index=0,
-            put_on_device=True,
-            dispatch_batches=False,
-            non_blocking=args.dataloader_pin_memory,
-        )
+        collator = self.data_collator if train else self.eval_collator
+        return preference_loader(dataset, batch_size, collator, self.args, self.accelerator, train)
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of one layout each, the same number for every process."""
@@ -313,7 +237,7 @@ class DiffusionDPOTrainer(_BaseTrainer):
         if eval_dataset is None:
             raise ValueError("Evaluation needs an `eval_dataset`: give one to the trainer, or to `evaluate`.")
         if not isinstance(eval_dataset, PreferenceRows | PreferenceStream):
-            eval_dataset = _named("eval_dataset", partial(self._prepare_dataset, args=self.args), eval_dataset)
+            eval_dataset = named_dataset("eval_dataset", partial(self._prepare_dataset, args=self.args), eval_dataset)
         return self._loader(eval_dataset, self.args.eval_batch_size, train=False)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
@@ -436,7 +360,7 @@ class DiffusionDPOTrainer(_BaseTrainer):
         if not train:
             add("loss", loss_B)
             return
-        self._not_finite.append((self.state.global_step + 1, inputs["row"], ~loss_B.isfinite() & (counts_B > 0)))
+        self._alarm.observe(self.state.global_step + 1, inputs["row"], loss_B, counts_B)
         if self.beta_controller is not None:
             self.beta_controller.observe(inside_B, counts_B)
 
@@ -450,7 +374,7 @@ class DiffusionDPOTrainer(_BaseTrainer):
         """Creates the optimizer, whose updates are skipped where a gradient is not finite."""
         optimizer = super().create_optimizer(*(() if model is None else (model,)))
         if not getattr(optimizer, "_guarded", False):
-            self._finite_updates.attach(optimizer)
+            self._alarm.updates.attach(optimizer)
             optimizer._guarded = True
         return optimizer
 
@@ -461,23 +385,7 @@ class DiffusionDPOTrainer(_BaseTrainer):
         Raises:
             FloatingPointError: If so; the message names the rows.
         """
-        flags, self._not_finite = self._not_finite, []
-        if not flags:
-            return
-        flagged = torch.cat([flag_B for _, _, flag_B in flags])
-        skipped = self._finite_updates.pop()
-        found = torch.stack([flagged.sum(), flagged.new_zeros((), dtype=torch.long) if skipped is None else skipped])
-        if not self.accelerator.reduce(found, reduction="sum").any():
-            return
-        rows = [(step, row) for step, batch, _ in flags for row in batch]
-        rows = gather_object([key for key, bad in zip(rows, flagged.tolist(), strict=True) if bad])
-        where = ", ".join(f"row {row} (step {step})" for step, row in sorted({*rows})[:10])
-        folder = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
-        raise FloatingPointError(
-            f"{f'The loss is not finite at {where}' if rows else 'A gradient is not finite'}; no weight was changed by it. "
-            f"{f'The last good checkpoint is {folder}. ' if folder else ''}Look at these images, lower `learning_rate` or "
-            "raise `beta`; in fp16, try bf16."
-        )
+        self._alarm.check(self.accelerator, self.args.output_dir)
 
     # ---- Evaluation and logs ----
 
@@ -596,32 +504,3 @@ class DiffusionDPOTrainer(_BaseTrainer):
 
     def _send_telemetry(self):
         """Sends nothing: TRL's base would report each run."""
-
-
-def _named(name: str, function: Callable, dataset):
-    """Hands a dataset to a function; what that refuses is reported under the dataset's name."""
-    try:
-        return function(dataset)
-    except (TypeError, ValueError) as error:
-        raise (TypeError if isinstance(error, TypeError) else ValueError)(f"`{name}`: {error}") from error
-
-
-def _each(function: Callable, train_dataset, eval_dataset) -> tuple:
-    """Hands each dataset to a function, and returns what it gives for training and for evaluation."""
-    train = _named("train_dataset", function, train_dataset)
-    if isinstance(eval_dataset, dict):
-        return train, {name: _named(f"eval_dataset[{name!r}]", function, part) for name, part in eval_dataset.items()}
-    return train, None if eval_dataset is None else _named("eval_dataset", function, eval_dataset)
-
-
-def _check_writable(args: DiffusionDPOConfig):
-    if not args.should_save:
-        return
-    folder = Path(args.output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write-test"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise type(error)(f"`output_dir` ({folder}) can't be written: {error}. Choose another folder.") from error
