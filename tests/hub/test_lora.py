@@ -10,7 +10,7 @@ from safetensors import safe_open
 from tests.fixtures.pipelines import PIPELINES, PROMPT_KWARGS
 from trl_focus.families import family_class
 from trl_focus.hub.lora import lora_metadata, save_lora
-from trl_focus.policy import POLICY, REFERENCE, add_frozen_copy, make_policy
+from trl_focus.trainer.policy import POLICY, REFERENCE, add_frozen_copy, make_policy
 
 
 FILE = "pytorch_lora_weights.safetensors"

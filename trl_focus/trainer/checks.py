@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets import IterableDataset
 
 from ..data.schema import check_columns
-from ..policy import check_lora_config
+from .policy import check_lora_config
 
 
 def check_arguments(

@@ -19,22 +19,22 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from .._compat import _BaseTrainer, disable_dropout_in_model
-from ..beta import GradientFactorController
 from ..callbacks import PreferenceCollapseCallback
 from ..data.collator import DataCollatorForDiffusionPreference
 from ..data.layout import LayoutRule, PreferenceRows, PreferenceStream
 from ..data.loader import preference_loader
 from ..data.preparation import PreferenceDataset, prepare_preferences
-from ..finite import FiniteAlarm
 from ..hub.card import lora_card
 from ..hub.lora import save_lora
 from ..losses import PreferenceTerms, mean_error, preference_loss
-from ..metrics import DeviceMeans
 from ..noise import Noised, denoising_error, draw
-from ..pipeline import load_pipeline, load_reference
-from ..policy import REFERENCE, add_frozen_copy, as_reference, check_lora, make_policy
+from .beta_controller import GradientFactorController
 from .checks import check_arguments, each_dataset, named_dataset
 from .diffusion_dpo_config import DiffusionDPOConfig
+from .finite import FiniteAlarm
+from .metrics import DeviceMeans
+from .pipeline import load_pipeline, load_reference
+from .policy import REFERENCE, add_frozen_copy, as_reference, check_lora, make_policy
 
 
 logger = logging.get_logger(__name__)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from tests.fixtures.pipelines import PIPELINES, PROMPT_KWARGS
 from trl_focus.families import family_class
-from trl_focus.policy import (
+from trl_focus.trainer.policy import (
     POLICY,
     REFERENCE,
     add_frozen_copy,

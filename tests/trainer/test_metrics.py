@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from trl_focus.metrics import DeviceMeans
+from trl_focus.trainer.metrics import DeviceMeans
 
 
 ONE = Accelerator(cpu=True)

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from transformers import Adafactor
 
-from trl_focus.finite import FiniteUpdates
+from trl_focus.trainer.finite import FiniteUpdates
 
 
 OPTIMIZERS = {

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 
-from .families import Family, family_class
+from ..families import Family, family_class
 
 
 if TYPE_CHECKING:
-    from .trainer.diffusion_dpo_config import DiffusionDPOConfig
+    from .diffusion_dpo_config import DiffusionDPOConfig
 
 
 def _from_pretrained(name: str, args: "DiffusionDPOConfig", **kwargs) -> DiffusionPipeline:

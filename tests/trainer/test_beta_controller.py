@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from trl_focus.beta import GradientFactorController
+from trl_focus.trainer.beta_controller import GradientFactorController
 
 
 ONE = Accelerator(cpu=True)
