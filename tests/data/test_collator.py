@@ -214,6 +214,12 @@ def test_pair_and_masks_share_crop_and_flip(axis, sizes, crop, flip):
         assert min(places) < 0.2 and max(places) > 0.8 and -0.03 < min(places) and max(places) < 1.03
 
 
+@pytest.mark.parametrize("crop", CROPS)
+def test_chosen_gives_the_target_size(crop):
+    pair = collator(crop=crop).pair(row_of(noise((400, 100)), noise((100, 100))))
+    assert pair["chosen"].shape == pair["rejected"].shape == (3, 32, 128)
+
+
 @pytest.mark.parametrize("size", [(1412, 886), (830, 337), (1244, 232), (29, 285), (499, 501)])
 def test_rounding_moves_no_box_beyond_its_image(size):
     for crop in ("center", "random"):

@@ -144,6 +144,10 @@ class TestModel:
         with Refused(TypeError, "`model` must be .*, got NoneType", out):
             make(None, out, pairs)
 
+    def test_folder_as_a_path_is_none_of_these(self, pipeline, out, pairs, tmp_path):
+        pipeline.save_pretrained(tmp_path / "model")
+        assert make(tmp_path / "model", out, pairs).pipeline.name_or_path == str(tmp_path / "model")
+
     def test_unet_that_was_distilled(self, pipeline, out, pairs):
         pipeline.unet.register_to_config(time_cond_proj_dim=8)
         with Refused(ValueError, "distilled for few steps.*Train the UNet it was distilled from", out, pipeline):
@@ -195,6 +199,14 @@ class TestArguments:
         (out / "mine").write_text("mine")
         make(pipeline, out, pairs)
         assert files(out) == [out / "mine"]
+
+    def test_several_gpus_in_one_process(self, pipeline, out, pairs):
+        args = make_args(DiffusionDPOConfig, out, "sd15")
+        args._n_gpu = 2
+        with Refused(
+            ValueError, "`nn.DataParallel`.*Launch one process per GPU with `accelerate launch`", out, pipeline
+        ):
+            make(pipeline, out, pairs, args=args)
 
     @pytest.mark.parametrize("focus_map", ["mask", 1.0])
     def test_map_that_is_not_callable(self, pipeline, out, pairs, focus_map):
@@ -439,6 +451,15 @@ class TestData:
         with Refused(TypeError, "`eval_dataset`: expected a `datasets.Dataset`.*got list", out, pipeline):
             make(pipeline, out, pairs, eval_dataset=[*pairs])
 
+    def test_no_full_batch_to_train_on(self, out):
+        data = make_pairs(4, size=[(64, 64), (128, 64), (64, 128), (96, 64)])
+        trainer = make(PIPELINES["sd15"](), out, data, config={"dataloader_drop_last": True})
+        message = "`train_dataset` has no full batch of 2 pairs of one layout.*Lower `per_device_train_batch_size`, or"
+        with pytest.raises(ValueError, match=message):
+            trainer.train()
+        assert files(out) == []
+        make(PIPELINES["sd15"](), out, data.select([0, 0]), config={"dataloader_drop_last": True}).train()
+
     def test_row_of_a_stream(self, pipeline, out):
         data = bad_row(chosen=GREY, rejected=GREY).to_iterable_dataset()
         trainer = make(pipeline, out, data)
@@ -520,6 +541,11 @@ class TestResume:
         )
         self.refused(make(pipeline, out, pairs), message, True)
 
+    def test_last_one_of_a_folder_that_is_gone(self, pipeline, out, pairs):
+        trainer = make(pipeline, out, pairs)
+        out.rmdir()
+        self.refused(trainer, "There is no checkpoint in `output_dir`", True)
+
     def test_another_family(self, out, tmp_path):
         resume = checkpoint(tmp_path / "sd")
         message = (
@@ -527,6 +553,40 @@ class TestResume:
             r"\(Flux2Transformer2DModel\). Resume with the model that it was trained on"
         )
         self.refused(make_trainer(output_dir=out), message, resume)
+
+    @pytest.mark.parametrize(
+        "config, theirs, ours",
+        [
+            (LoraConfig(r=4, lora_alpha=16), "r=16", "r=4"),
+            (LoraConfig(r=16, lora_alpha=8), "lora_alpha=16", "lora_alpha=8"),  # would load, at another strength
+            (LoraConfig(r=16, lora_alpha=16, use_rslora=True), "use_rslora=None", "use_rslora=True"),
+            (
+                LoraConfig(r=16, lora_alpha=16, target_modules=["to_q"]),
+                r"target_modules=\['to_k', 'to_out.0', 'to_q', 'to_v'\]",
+                r"target_modules=\['to_q'\]",
+            ),
+        ],
+        ids=["rank", "alpha", "scaling", "modules"],
+    )
+    def test_another_lora(self, pipeline, out, pairs, tmp_path, config, theirs, ours):
+        resume = checkpoint(tmp_path / "first")
+        message = (
+            f"holds a LoRA with {theirs}, and this trainer has {ours}. Give the `peft_config` it was trained with"
+        )
+        self.refused(make(pipeline, out, pairs, peft_config=config), message, resume)
+
+    def test_another_start_and_dropout_of_a_lora_are_no_other_lora(self, pipeline, out, pairs, tmp_path):
+        resume = checkpoint(tmp_path / "first")
+        config = LoraConfig(r=16, lora_alpha=16, lora_dropout=0.1, init_lora_weights=True)
+        make(pipeline, out, pairs, peft_config=config).train(resume_from_checkpoint=resume)
+
+    def test_reference_of_the_checkpoint_replaces_the_trainers(self, out, pairs, tmp_path):
+        resume = checkpoint(tmp_path / "first")
+        pipeline = with_lora(r=16, lora_alpha=16)
+        trainer = make(pipeline, out, pairs, config={"reference": "initial_adapter"})
+        trainer.train(resume_from_checkpoint=resume)
+        assert trainer.reference == "adapter_off"
+        assert [*trainer.model.peft_config] == ["default"]  # or checkpoints to come would hold another one
 
     def test_reference_model_that_is_missing(self, pipeline, out, pairs, tmp_path):
         resume = checkpoint(tmp_path / "first", ref_model=PIPELINES["sd15"](seed=1))

@@ -21,6 +21,20 @@ def _covering_box(size: tuple[int, int], target: tuple[int, int], at: tuple[floa
     return left, top, left + box_width, top + box_height
 
 
+def area_average(mask_HW: np.ndarray, box: tuple[float, ...], grid: tuple[int, int]) -> np.ndarray:
+    """Mean of a mask over each cell of a grid laid over a box (left, top, right, bottom) of it, parts of pixels included."""
+
+    def overlaps(start: float, stop: float, cells: int, pixels: int) -> np.ndarray:
+        edges = np.linspace(start, stop, cells + 1)[:, None]
+        pixel = np.arange(pixels)
+        shared = np.minimum(edges[1:], pixel + 1) - np.maximum(edges[:-1], pixel)
+        return shared.clip(min=0) * (cells / (stop - start))
+
+    left, top, right, bottom = box
+    height, width = mask_HW.shape
+    return overlaps(top, bottom, grid[0], height) @ mask_HW @ overlaps(left, right, grid[1], width).T
+
+
 def image_to_tensor(image: PIL.Image.Image) -> torch.Tensor:
     """An RGB image as uint8 of shape `(3, H, W)`: a quarter of the bytes to move, and no dtype policy casts it."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
@@ -92,9 +106,11 @@ class DataCollatorForDiffusionPreference:
         references = [decode_image(value).convert("RGB") for value in row.get("references") or []]
         height, width = self.layout_rule(*(image.size for image in images.values())).size
 
-        def place(image: PIL.Image.Image, resample: PIL.Image.Resampling) -> PIL.Image.Image:
-            box = None if self.crop == "none" else _covering_box(image.size, (width, height), at)
-            image = image.resize((width, height), resample, box)
+        def box(size: tuple[int, int]) -> tuple[float, ...]:
+            return (0, 0, *size) if self.crop == "none" else _covering_box(size, (width, height), at)
+
+        def place(image: PIL.Image.Image) -> PIL.Image.Image:
+            image = image.resize((width, height), PIL.Image.Resampling.LANCZOS, box(image.size))
             return image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
 
         def masks(name: str) -> torch.Tensor | None:
@@ -104,10 +120,9 @@ class DataCollatorForDiffusionPreference:
             grid = height // self.cell_size, width // self.cell_size
             cells_SHW = torch.zeros(len(values), *grid)
             for cells_HW, value in zip(cells_SHW, values, strict=True):
-                if (mask := mask_to_array(value)) is not None:
-                    mask = np.array(place(PIL.Image.fromarray(mask), PIL.Image.Resampling.BOX))
-                    cells_HW.copy_(F.adaptive_avg_pool2d(torch.from_numpy(mask)[None], grid)[0])
-            return cells_SHW
+                if (mask_HW := mask_to_array(value)) is not None:
+                    cells_HW.copy_(torch.from_numpy(area_average(mask_HW, box(mask_HW.shape[::-1]), grid)))
+            return cells_SHW.flip(-1) if flip else cells_SHW
 
         return {
             "prompt": "" if dropped else row["prompt"],
@@ -117,5 +132,5 @@ class DataCollatorForDiffusionPreference:
             "counts": torch.tensor(float(key.counts)),
             "row": key.row,
             "seed": int(seeds.generate_state(1, np.uint64)[0]),
-            **{name: image_to_tensor(place(image, PIL.Image.Resampling.LANCZOS)) for name, image in images.items()},
+            **{name: image_to_tensor(place(image)) for name, image in images.items()},
         }

@@ -39,8 +39,10 @@ def preference_loader(
             Whether rows are shuffled, and left-over rows dropped if the settings ask for it.
     """
     rank, world_size = accelerator.process_index, accelerator.num_processes
+    drop_last = train and args.dataloader_drop_last
     if isinstance(dataset, PreferenceStream):
         dataset.batch_size, dataset.rank, dataset.world_size = batch_size, rank, world_size
+        dataset.drop_last = drop_last
         batching = {"batch_size": None}
     else:
         sampler = LayoutBatchSampler(
@@ -50,7 +52,7 @@ def preference_loader(
             world_size,
             shuffle=train and args.train_sampling_strategy != "sequential",
             seed=args.seed if args.data_seed is None else args.data_seed,
-            drop_last=train and args.dataloader_drop_last,
+            drop_last=drop_last,
         )
         batching = {"batch_sampler": sampler}
     workers = args.dataloader_num_workers

@@ -46,6 +46,11 @@ def prepare_preferences(
             f"The dataset must be a `datasets.Dataset` or a `datasets.IterableDataset`, got {type(dataset).__name__}"
             + (": pick a split, as in `dataset['train']`." if isinstance(dataset, dict) else ".")
         )
+    if dataset.format["type"] == "custom":
+        raise ValueError(
+            "The dataset has a transform (`set_transform` or `with_transform`), which the checks would not see. Apply it with "
+            "`dataset.map`, or take it off with `dataset.with_format(None)`."
+        )
     dataset, reports = validate_dataset(dataset.with_format(None), ties, num_proc)
     layouts, problems = [], []
     for report in reports:
@@ -86,6 +91,11 @@ def _inspect(row: dict[str, Any], number: int, rule: LayoutRule, ties: str, mask
 
 def _prepare_stream(dataset: datasets.IterableDataset, rule: LayoutRule, ties: str, masks: bool) -> PreferenceStream:
     check_columns(dataset)
+    if getattr(dataset, "_distributed", None) is not None:
+        raise ValueError(
+            "This stream was split by `split_dataset_by_node`, and processes share its batches out by themselves: rows "
+            "would be lost. Give the whole stream to every process."
+        )
     if dataset.features is not None:
         # Images stay encoded until their batch is collated
         dataset = dataset.select_columns([name for name in COLUMNS if name in dataset.features]).decode(False)

@@ -29,6 +29,11 @@ class Flux2References:
         if width * height > self.max_area:
             scale = math.sqrt(self.max_area / (width * height))
             width, height = int(width * scale), int(height * scale)
+        if min(width, height) < self.cell_size:
+            raise ValueError(
+                f"Shrunk to {self.max_area} pixels its shorter side would have none of {self.cell_size} pixels left: raise "
+                "`reference_resolution`"
+            )
         return height // self.cell_size * self.cell_size, width // self.cell_size * self.cell_size
 
     def prepare(self, image):

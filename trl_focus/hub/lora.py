@@ -15,6 +15,7 @@ def lora_metadata(config: LoraConfig) -> dict[str, Any]:
     """
     default = LoraConfig().to_dict()
     local = {
+        "auto_mapping",
         "base_model_name_or_path",
         "inference_mode",
         "init_lora_weights",

@@ -25,7 +25,7 @@ from ..data.layout import LayoutRule, PreferenceRows, PreferenceStream
 from ..data.loader import preference_loader
 from ..data.preparation import PreferenceDataset, prepare_preferences
 from ..hub.card import lora_card
-from ..hub.lora import save_lora
+from ..hub.lora import lora_metadata, save_lora
 from ..losses import PreferenceTerms, mean_error, preference_loss
 from ..noise import Noised, denoising_error, draw
 from .beta_controller import GradientFactorController
@@ -34,7 +34,7 @@ from .diffusion_dpo_config import DiffusionDPOConfig
 from .finite import FiniteAlarm
 from .metrics import DeviceMeans
 from .pipeline import load_pipeline, load_reference
-from .policy import REFERENCE, add_frozen_copy, as_reference, check_lora, make_policy
+from .policy import POLICY, REFERENCE, add_frozen_copy, as_reference, check_lora, make_policy
 
 
 logger = logging.get_logger(__name__)
@@ -124,7 +124,7 @@ class DiffusionDPOTrainer(_BaseTrainer):
         peft_config: LoraConfig | None = None,
     ):
         if args is None:
-            name = model if isinstance(model, str) else getattr(model, "name_or_path", None) or "pipeline"
+            name = model if isinstance(model, str | Path) else getattr(model, "name_or_path", None) or "pipeline"
             args = self._config_class(f"{Path(name).name}-{self._name}")
         # First what needs no model, then what needs no change of it; the pipeline gets its LoRA last
         self.reference = check_arguments(
@@ -221,7 +221,13 @@ class DiffusionDPOTrainer(_BaseTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of one layout each, the same number for every process."""
-        return self._loader(self.train_dataset, self._train_batch_size, train=True)
+        loader = self._loader(self.train_dataset, self._train_batch_size, train=True)
+        if isinstance(self.train_dataset, PreferenceRows) and len(loader) == 0:
+            raise ValueError(
+                f"`train_dataset` has no full batch of {self._train_batch_size} pairs of one layout, and "
+                "`dataloader_drop_last` leaves out the others. Lower `per_device_train_batch_size`, or leave it off."
+            )
+        return loader
 
     def get_eval_dataloader(self, eval_dataset: PreferenceDataset | str | None = None) -> DataLoader:
         """Batches of one layout each, of the evaluation set, of one of its parts by name, or of a given dataset."""
@@ -462,10 +468,11 @@ class DiffusionDPOTrainer(_BaseTrainer):
         Trains, from the start or from a checkpoint. See [`~transformers.Trainer.train`].
 
         Raises:
-            ValueError: If the checkpoint is of another family, or its reference is not here.
+            ValueError: If the checkpoint is of another family or another kind of LoRA, or its reference is not here.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+            found = Path(self.args.output_dir).is_dir()
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) if found else None
             if resume_from_checkpoint is None:
                 raise ValueError(
                     f"There is no checkpoint in `output_dir` ({self.args.output_dir}) to resume from. Leave "
@@ -483,11 +490,18 @@ class DiffusionDPOTrainer(_BaseTrainer):
                     "`output_dir`, or True for the last one there. A saved LoRA is continued by loading it into the pipeline."
                 )
         state = json.loads((checkpoint / STATE_NAME).read_text())
+        policy = self.accelerator.unwrap_model(self.model)
         here = type(self.family).__name__, type(self.family.denoiser).__name__
         if (state["family"], state["denoiser"]) != here:
             raise ValueError(
                 f"{checkpoint} is of the family {state['family']} ({state['denoiser']}), and this model of {here[0]} "
                 f"({here[1]}). Resume with the model that it was trained on."
+            )
+        theirs, ours = map(lora_metadata, (LoraConfig.from_pretrained(checkpoint), policy.peft_config[POLICY]))
+        if other := [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]:
+            raise ValueError(
+                f"{checkpoint} holds a LoRA with {', '.join(f'{key}={theirs.get(key)!r}' for key in other)}, and this trainer "
+                f"has {', '.join(f'{key}={ours.get(key)!r}' for key in other)}. Give the `peft_config` it was trained with."
             )
         if state["reference"] != self.reference:
             if "model" in (state["reference"], self.reference):
@@ -498,7 +512,12 @@ class DiffusionDPOTrainer(_BaseTrainer):
             logger.warning(f"Restoring `reference={state['reference']!r}` from {checkpoint}.")
             self.reference = state["reference"]
             if self.reference == "initial_adapter":
-                add_frozen_copy(self.accelerator.unwrap_model(self.model))  # its weights come with the checkpoint
+                add_frozen_copy(policy)  # its weights come with the checkpoint
+            else:
+                policy.delete_adapter(REFERENCE)
+        if self.reference == "initial_adapter":
+            # transformers before 5.23 would restore the frozen copy alone
+            policy.load_adapter(str(checkpoint), POLICY, is_trainable=True)
         if self.beta_controller is not None and state["beta_controller"] is not None:
             self.beta_controller.load_state_dict(state["beta_controller"])
 

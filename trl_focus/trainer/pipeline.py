@@ -37,7 +37,7 @@ def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", 
         TypeError: If it is neither.
         ValueError: If the pipeline is of no known family, or is loaded and should be quantized.
     """
-    if isinstance(model, str):
+    if isinstance(model, str | Path):
         # The class is read first, so that an unknown family is refused before gigabytes are loaded
         config_kwargs = {key: value for key, value in (args.model_init_kwargs or {}).items() if key in HUB_KWARGS}
         name = DiffusionPipeline.load_config(model, **config_kwargs)["_class_name"]
@@ -45,7 +45,7 @@ def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", 
         if quantization_config is not None and not isinstance(quantization_config, PipelineQuantizationConfig):
             quantization_config = PipelineQuantizationConfig(quant_mapping={family.denoiser_name: quantization_config})
         kwargs = {} if quantization_config is None else {"quantization_config": quantization_config}
-        pipeline = _from_pretrained(model, args, **kwargs)
+        pipeline = _from_pretrained(str(model), args, **kwargs)
     elif isinstance(model, DiffusionPipeline):
         if quantization_config is not None:
             raise ValueError(
