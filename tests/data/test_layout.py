@@ -349,3 +349,21 @@ def test_stream_holds_no_more_rows_than_wait():
     assert len(held) == 600 // (batch_size * world_size)
     # Each layout's waiting rows, the batches to be shared, and the row under inspection
     assert max(held) <= layouts * (batch_size - 1) + world_size * batch_size + 1
+
+
+def test_a_stream_of_many_layouts_does_not_wait_for_ever(monkeypatch):
+    """Endless rows, each of a layout of its own: batches come all the same, and few rows are held."""
+    monkeypatch.setattr("trl_focus.data.layout.MAX_WAITING", 3)
+    read = []
+
+    def rows():
+        for number in range(10_000):
+            read.append(number)
+            yield {"number": number}
+
+    stream = PreferenceStream(
+        IterableDataset.from_generator(rows), lambda row, number: Layout((number, 1)), batch_size=2
+    )
+    batches = [batch for batch, _ in zip(stream, range(5), strict=False)]
+    assert [[row["number"] for row in batch] for batch in batches] == [[0], [1], [2], [3], [4]]
+    assert len(read) < 20

@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from datasets import DatasetDict
 from diffusers import BitsAndBytesConfig, DDPMPipeline, DDPMScheduler, PipelineQuantizationConfig, UNet2DModel
 from peft import IA3Config, LoraConfig
@@ -144,7 +145,7 @@ class TestModel:
         with Refused(TypeError, "`model` must be .*, got NoneType", out):
             make(None, out, pairs)
 
-    def test_folder_as_a_path_is_none_of_these(self, pipeline, out, pairs, tmp_path):
+    def test_folder_as_a_path_is_taken(self, pipeline, out, pairs, tmp_path):
         pipeline.save_pretrained(tmp_path / "model")
         assert make(tmp_path / "model", out, pairs).pipeline.name_or_path == str(tmp_path / "model")
 
@@ -152,6 +153,17 @@ class TestModel:
         pipeline.unet.register_to_config(time_cond_proj_dim=8)
         with Refused(ValueError, "distilled for few steps.*Train the UNet it was distilled from", out, pipeline):
             make(pipeline, out, pairs)
+
+    def test_offloaded(self, pipeline, out, pairs):
+        add_hook_to_module(pipeline.text_encoder, ModelHook())  # as the pipeline's own offload does
+        message = r"is offloaded.*Call `pipeline.remove_all_hooks\(\)`, or give"
+        with Refused(ValueError, message, out, pipeline):
+            make(pipeline, out, pairs)
+
+    def test_arguments_that_its_encoding_does_not_take(self, pipeline, out, pairs):
+        message = "`encode_prompt_kwargs` holds 'max_len'; what StableDiffusionPipeline can be given is .*clip_skip"
+        with Refused(ValueError, message, out, pipeline):
+            make(pipeline, out, pairs, config={"encode_prompt_kwargs": {"max_len": 64}})
 
     @pytest.mark.parametrize(
         "quantization",

@@ -33,9 +33,17 @@ def default_of(field: dataclasses.Field):
 
 
 REFUSALS = {
-    "beta zero": ({"beta": 0.0}, r"`beta` is 0.0; it must be above 0 \(2000"),
-    "beta negative": ({"beta": -1.0}, "`beta` is -1.0; it must be above 0"),
-    "beta nan": ({"beta": NAN}, "`beta` is nan; it must be above 0"),
+    "beta zero": ({"beta": 0.0}, r"`beta` is 0.0; it must be finite and above 0 \(2000"),
+    "beta negative": ({"beta": -1.0}, "`beta` is -1.0; it must be finite and above 0"),
+    "beta nan": ({"beta": NAN}, "`beta` is nan; it must be finite and above 0"),
+    "beta infinite": ({"beta": float("inf")}, "`beta` is inf; it must be finite and above 0"),
+    "weight nan": ({"loss_weights": [NAN]}, r"`loss_weights` is \[nan\]; every weight must be finite"),
+    "weight infinite": ({"loss_weights": float("inf")}, r"`loss_weights` is \[inf\]; every weight must be finite"),
+    "lower bound of a fixed beta": (
+        {"beta_min": 1.0},
+        "`beta_min` and `beta_max` bound a moving beta; set `target_gradient_factor`, or leave them out",
+    ),
+    "upper bound of a fixed beta": ({"beta_max": 1e4}, "`beta_min` and `beta_max` bound a moving beta"),
     "no loss": ({"loss_type": []}, "`loss_type` is empty; name at least one of sigmoid, robust, hinge, ipo, sft"),
     "unknown loss": ({"loss_type": ["dpo"]}, "`loss_type` is 'dpo'; it must be one of 'sigmoid', 'robust'"),
     "second loss unknown": ({"loss_type": ["sigmoid", "kto"]}, "`loss_type` is 'kto'"),
@@ -150,7 +158,6 @@ def test_refusals_of_focus_maps(refusal):
         {"mode_scale": 1.75, "train_sampling_strategy": "sequential"},
         {"background_weight": 0.0},
         {"prior_weight": 0.0},
-        {"beta_min": 5000.0},  # read only where beta moves
     ],
     ids=str,
 )

@@ -479,7 +479,7 @@ def test_collapse_stops_training_when_asked(tmp_path):
     )
     logs.trainer = trainer
     trainer.train()
-    assert trainer.state.global_step == 4
+    assert trainer.state.global_step == 6
     watches = [cb for cb in trainer.callback_handler.callbacks if isinstance(cb, PreferenceCollapseCallback)]
     assert len(watches) == 1
 
@@ -530,3 +530,67 @@ def test_state_of_a_checkpoint_is_readable(tmp_path):
         "reference": "adapter_off",
         "beta_controller": None,
     }
+
+
+def test_training_twice_and_evaluating_before(tmp_path):
+    trainer = make_trainer(output_dir=tmp_path, eval_dataset=make_pairs(3, n_references=2, seed=1))
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(math.log(2))
+    trainer.save_model()
+    first = lora_of(trainer)
+    trainer.train()
+    second = lora_of(trainer)
+    trainer.train()
+    assert all(not torch.equal(value, first[name]) for name, value in second.items())
+    assert any(not torch.equal(value, second[name]) for name, value in lora_of(trainer).items())
+    assert len(train_logs(trainer)) == 3
+
+
+def test_a_second_trainer_continues_what_the_first_one_trained(tmp_path):
+    first = make_trainer(output_dir=tmp_path)
+    first.train()
+    trained = lora_of(first)
+    second = make_trainer(output_dir=tmp_path, pipeline=first.pipeline, reference="initial_adapter")
+    assert_equal_weights(lora_of(second), trained)
+    third = make_trainer(output_dir=tmp_path, pipeline=second.pipeline, reference="initial_adapter")
+    assert_equal_weights(lora_of(third), trained)
+    third.train()
+
+
+@pytest.mark.parametrize("family", ["sd15", "flux2_klein"])
+def test_a_pipeline_in_half_precision_samples_as_before(tmp_path, family):
+    pipeline = PIPELINES[family]().to(torch.float16 if family == "sd15" else torch.bfloat16)
+    trainer = make_trainer(output_dir=tmp_path, family=family, pipeline=pipeline, max_steps=1)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert trainer._encode(batch)[0].isfinite().all()
+    for name, module in trainer.family.modules.items():
+        expected = torch.float16 if family == "sd15" else torch.bfloat16
+        frozen = [p.dtype for n, p in module.named_parameters() if "lora_" not in n]
+        assert {*frozen} == {expected}, name
+
+
+def test_rows_keep_their_names_where_ties_are_dropped(tmp_path):
+    data = make_pairs(4, n_references=0)
+    rows = [*data]
+    rows[0]["rejected"] = rows[0]["chosen"]
+    trainer = make_trainer(
+        output_dir=tmp_path, train_dataset=data.from_list(rows, features=data.features), ties="drop"
+    )
+    named = [row for batch in trainer.get_train_dataloader() for row in batch["row"]]
+    assert sorted(named) == [1, 2, 3]
+
+
+def test_misspelt_encode_prompt_kwargs_are_refused_at_once(tmp_path):
+    with pytest.raises(ValueError, match="encode_prompt_kwargs.*max_lenght.*max_sequence_length"):
+        make_trainer(output_dir=tmp_path, encode_prompt_kwargs={"max_lenght": 3})
+
+
+def test_offloaded_pipelines_are_refused(tmp_path):
+    pipeline = PIPELINES["sd15"]()
+    pipeline.vae._hf_hook = object()
+    with pytest.raises(ValueError, match="remove_all_hooks"):
+        make_trainer(output_dir=tmp_path, family="sd15", pipeline=pipeline)
+
+
+def test_prediction_takes_a_dataset(tmp_path):
+    trainer = make_trainer(output_dir=tmp_path)
+    assert math.isfinite(trainer.predict(make_pairs(2, n_references=1)).metrics["test_loss"])

@@ -172,3 +172,16 @@ def test_accelerate_and_a_schedule_keep_the_guard():
     scheduler.step()
     assert all(same(values, training.values()))
     assert training.guard.pop() == 1
+
+
+def test_overflow_of_a_gradient_scaler_is_its_own(monkeypatch):
+    """In fp16 the scaler skips the update and lowers its scale; that is no fault to stop for."""
+    parameter = torch.nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.AdamW([parameter], fused=True)
+    guard = FiniteUpdates()
+    guard.attach(optimizer)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale((parameter * float("inf")).sum()).backward()
+    scaler.step(optimizer)
+    assert torch.equal(parameter, torch.ones(4))
+    assert guard.pop() is None

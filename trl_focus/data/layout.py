@@ -20,6 +20,9 @@ from torch.utils.data import get_worker_info
 MAX_STRETCH = 1.1  # how much the aspect ratios of chosen and rejected may differ before one of them looks distorted
 
 
+MAX_WAITING = 64  # batches' worth of rows that a stream holds back for others of their layout
+
+
 class Layout(NamedTuple):
     """Sizes of one row's images after resizing, each as (height, width) in pixels."""
 
@@ -180,24 +183,29 @@ class PreferenceRows(torch.utils.data.Dataset):
             Checked rows of the preference schema.
         layouts (`list[Layout]`):
             Layout of each row.
+        rows (`list[int]`, *optional*):
+            What each row is called, in messages and in its seed: its index in the dataset as the user gave it, where ties
+            were dropped since. Defaults to its index here.
     """
 
-    def __init__(self, dataset: datasets.Dataset, layouts: list[Layout]):
+    def __init__(self, dataset: datasets.Dataset, layouts: list[Layout], rows: list[int] | None = None):
         self.dataset = dataset
         self.layouts = layouts
+        self.rows = rows or range(len(dataset))
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, key: RowKey) -> dict[str, Any]:
-        return {**self.dataset[key.row], "key": key}
+        return {**self.dataset[key.row], "key": key._replace(row=self.rows[key.row])}
 
 
 class PreferenceStream(torch.utils.data.IterableDataset):
     """
     Batches of one layout, as lists of rows, out of a streamed dataset.
 
-    Every process reads the whole stream and takes its own batches of it, so all take the same number of steps.
+    Every process reads the whole stream and takes its own batches of it, so all take the same number of steps. Where
+    layouts are many, the oldest rows stop waiting for others of theirs and form a smaller batch.
 
     Args:
         dataset (`datasets.IterableDataset`):
@@ -256,6 +264,8 @@ class PreferenceStream(torch.utils.data.IterableDataset):
             waiting[layout].append(key)
             if len(waiting[layout]) == self.batch_size:
                 ready.append(waiting.pop(layout))
+            elif len(rows) > MAX_WAITING * self.batch_size * self.world_size:
+                ready.append(waiting.pop(next(iter(waiting))))
             if len(ready) == self.world_size:
                 yield from share()
         for batch in [] if self.drop_last else waiting.values():

@@ -4,10 +4,13 @@ from functools import partial
 from typing import Any
 
 import datasets
+from transformers.utils import logging
 
 from .layout import Layout, LayoutRule, PreferenceRows, PreferenceStream
 from .schema import COLUMNS, check_columns, check_streamed_row, validate_dataset
 
+
+logger = logging.get_logger(__name__)
 
 PreferenceDataset = datasets.Dataset | datasets.IterableDataset
 
@@ -69,7 +72,13 @@ def prepare_preferences(
     if problems:
         more = f"\n... and {len(problems) - 10} more rows" if len(problems) > 10 else ""
         raise ValueError("\n".join(["Nothing was trained:", *problems[:10]]) + more)
-    return PreferenceRows(dataset.select_columns([name for name in COLUMNS if name in dataset.column_names]), layouts)
+    if len({*layouts}) > len(layouts) / 2 > 8:
+        logger.warning(
+            f"{len(layouts)} rows have {len({*layouts})} layouts (target size, number and sizes of references), and a batch holds "
+            "rows of one. Most batches will hold a single row: bring references to a few common sizes."
+        )
+    dataset = dataset.select_columns([name for name in COLUMNS if name in dataset.column_names])
+    return PreferenceRows(dataset, layouts, list(reports["row"]))
 
 
 def _inspect(row: dict[str, Any], number: int, rule: LayoutRule, ties: str, masks: bool) -> Layout | None:

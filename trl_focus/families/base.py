@@ -44,6 +44,18 @@ class Family:
     ):
         self.pipeline = pipeline
         self.encode_prompt_kwargs = encode_prompt_kwargs or {}
+        taken = ("prompt", "device", "num_images_per_prompt", "do_classifier_free_guidance")  # by the family
+        known = [name for name in inspect.signature(pipeline.encode_prompt).parameters if name not in taken]
+        if unknown := [name for name in self.encode_prompt_kwargs if name not in known]:
+            raise ValueError(
+                f"`encode_prompt_kwargs` holds {', '.join(map(repr, unknown))}; what {type(pipeline).__name__} can be given "
+                f"is {', '.join(known)}."
+            )
+        if any(hasattr(part, "_hf_hook") for part in self.modules.values()):
+            raise ValueError(
+                "The pipeline is offloaded, which would move its denoiser about while it trains. Call "
+                "`pipeline.remove_all_hooks()`, or give the trainer a pipeline without offload."
+            )
         if guidance_scale is None:
             guidance_scale = inspect.signature(pipeline.__call__).parameters["guidance_scale"].default
         self.guidance_scale = guidance_scale
@@ -53,10 +65,14 @@ class Family:
         return getattr(self.pipeline, self.denoiser_name)
 
     @property
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """The pipeline's modules by name."""
+        return {name: part for name, part in self.pipeline.components.items() if isinstance(part, torch.nn.Module)}
+
+    @property
     def encoders(self) -> list[torch.nn.Module]:
-        """All modules but the denoiser."""
-        modules = [part for part in self.pipeline.components.values() if isinstance(part, torch.nn.Module)]
-        return [module for module in modules if module is not self.denoiser]
+        """The modules that encode prompts and images."""
+        return [module for name, module in self.modules.items() if name.startswith(("vae", "text_encoder"))]
 
     @property
     def cell_size(self) -> int:

@@ -7,6 +7,8 @@ from itertools import accumulate
 
 import PIL.Image
 import torch
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.models.transformers.transformer_flux2 import Flux2SingleTransformerBlock, Flux2TransformerBlock
 from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 
 from ..noise import RectifiedFlow
@@ -14,6 +16,15 @@ from .base import Family
 
 
 MAX_REFERENCE_AREA = 1024 * 1024  # pixels; the pipeline shrinks larger references
+
+
+def _register_blocks():
+    """Tells diffusers before 0.42 where the hidden states are in what a block returns."""
+    for block, index in ((Flux2TransformerBlock, 1), (Flux2SingleTransformerBlock, 0)):
+        try:
+            TransformerBlockRegistry.get(block)
+        except ValueError:
+            TransformerBlockRegistry.register(block, TransformerBlockMetadata(return_hidden_states_index=index))
 
 
 @dataclass
@@ -50,6 +61,7 @@ class Flux2(Family):
 
     def __init__(self, pipeline, encode_prompt_kwargs=None, guidance_scale=None):
         super().__init__(pipeline, encode_prompt_kwargs, guidance_scale)
+        _register_blocks()
         self.process = RectifiedFlow.from_scheduler(pipeline.scheduler)
         self._position_ids = lru_cache(self._position_ids)  # one entry per layout
 

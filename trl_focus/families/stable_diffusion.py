@@ -34,9 +34,12 @@ class StableDiffusion(Family):
 
     def encode_image(self, pixels_BCHW):
         vae = self.pipeline.vae
-        if vae.dtype == torch.float16 and vae.config.force_upcast:
-            vae.to(torch.float32)  # this VAE overflows in fp16
+        overflows = vae.dtype == torch.float16 and vae.config.force_upcast
+        if overflows:  # back again below: the pipeline samples in fp16
+            vae.to(torch.float32)
         x_BCHW = vae.encode(pixels_BCHW.to(vae.dtype)).latent_dist.mode()
+        if overflows:
+            vae.to(torch.float16)
         if (mean := vae.config.latents_mean) is not None and (std := vae.config.latents_std) is not None:
             mean, std = (torch.tensor(value).to(x_BCHW)[:, None, None] for value in (mean, std))
             return (x_BCHW - mean) * vae.config.scaling_factor / std

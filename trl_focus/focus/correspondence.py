@@ -225,4 +225,4 @@ def _in_masks(matched_BSHW: torch.Tensor, leak_BSHW: torch.Tensor, masks_BSHW: t
 
 def _largest(values: torch.Tensor) -> torch.Tensor:
     """Maximum along dim 1 of values that are at least 0; 0 where there are none."""
-    return F.pad(values, (0, 0) * (values.dim() - 2) + (0, 1)).amax(dim=1)
+    return torch.cat([values, values.new_zeros(len(values), 1, *values.shape[2:])], dim=1).amax(dim=1)

@@ -1,6 +1,7 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 """Checks of a trainer's arguments: before a model is loaded, and before anything is changed or written."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,13 +70,11 @@ def each_dataset(function: Callable, train_dataset, eval_dataset) -> tuple:
 
 
 def _check_writable(args):
-    if not args.should_save:
-        return
-    folder = Path(args.output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write-test"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise type(error)(f"`output_dir` ({folder}) can't be written: {error}. Choose another folder.") from error
+    """Looks whether the output folder could be made and written, and writes nothing."""
+    folder = Path(args.output_dir).absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if args.should_save and not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise PermissionError(
+            f"`output_dir` ({folder}) can't be written: {existing} is "
+            f"{'not writable' if existing.is_dir() else 'no folder'}. Choose another folder."
+        )

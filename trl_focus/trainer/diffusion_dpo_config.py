@@ -308,8 +308,8 @@ class DiffusionDPOConfig(_BaseConfig):
             self.loss_type = [self.loss_type]
         if isinstance(self.loss_weights, int | float):
             self.loss_weights = [self.loss_weights]
-        if not self.beta > 0:
-            raise ValueError(f"`beta` is {self.beta}; it must be above 0 (2000 is a good start).")
+        if not 0 < self.beta < math.inf:
+            raise ValueError(f"`beta` is {self.beta}; it must be above 0 (2000 is a good start), and finite.")
         if not self.loss_type:
             raise ValueError(f"`loss_type` is empty; name at least one of {', '.join(LOSSES)}.")
         for name in self.loss_type:
@@ -319,6 +319,8 @@ class DiffusionDPOConfig(_BaseConfig):
                 f"`loss_weights` has {len(self.loss_weights)} entries and `loss_type` {len(self.loss_type)}; give one "
                 "weight per loss."
             )
+        if not all(map(math.isfinite, self.loss_weights or [])):
+            raise ValueError(f"`loss_weights` is {self.loss_weights}; every weight must be finite.")
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"`label_smoothing` is {self.label_smoothing}; it must be at least 0 and below 0.5.")
         if self.label_smoothing and "robust" not in self.loss_type:

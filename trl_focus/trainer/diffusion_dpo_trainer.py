@@ -155,7 +155,8 @@ class DiffusionDPOTrainer(_BaseTrainer):
         self.eval_collator = data_collator or collator(args.eval_seed, "none" if args.crop == "none" else "center")
         data_collator = data_collator or collator(args.seed, args.crop, args.random_flip, args.caption_dropout)
         prepare = partial(self._prepare_dataset, args=args)
-        train_dataset, eval_dataset = each_dataset(prepare, train_dataset, eval_dataset)
+        with args.main_process_first(local=False, desc="checking preference pairs"):  # the others read its cache
+            train_dataset, eval_dataset = each_dataset(prepare, train_dataset, eval_dataset)
 
         # Policy: LoRA weights are random, so the seed comes first
         set_seed(args.seed)
@@ -245,6 +246,10 @@ class DiffusionDPOTrainer(_BaseTrainer):
         if not isinstance(eval_dataset, PreferenceRows | PreferenceStream):
             eval_dataset = named_dataset("eval_dataset", partial(self._prepare_dataset, args=self.args), eval_dataset)
         return self._loader(eval_dataset, self.args.eval_batch_size, train=False)
+
+    def get_test_dataloader(self, test_dataset: PreferenceDataset) -> DataLoader:
+        """Batches of one layout each, as in evaluation."""
+        return self.get_eval_dataloader(test_dataset)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
         """Number of pairs of one update, over its batches and all processes."""
@@ -379,9 +384,12 @@ class DiffusionDPOTrainer(_BaseTrainer):
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """Creates the optimizer, whose updates are skipped where a gradient is not finite."""
         optimizer = super().create_optimizer(*(() if model is None else (model,)))
-        if not getattr(optimizer, "_guarded", False):
-            self._alarm.updates.attach(optimizer)
-            optimizer._guarded = True
+        inner = getattr(
+            optimizer, "optimizer", optimizer
+        )  # a second `train` comes with the one that accelerate wrapped
+        if not getattr(inner, "_guarded", False):
+            self._alarm.updates.attach(inner)
+            inner._guarded = True
         return optimizer
 
     def check_finite(self):
@@ -480,6 +488,7 @@ class DiffusionDPOTrainer(_BaseTrainer):
                 )
         if resume_from_checkpoint:
             self._restore(Path(resume_from_checkpoint))
+        self._metrics["train"] = DeviceMeans()  # an earlier run may have ended between two logs
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _restore(self, checkpoint: Path):

@@ -31,6 +31,8 @@ class FiniteUpdates:
     @torch.no_grad()
     def _before(self, optimizer, args, kwargs):
         self._parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if getattr(optimizer, "found_inf", None) is not None:
+            self._parameters = []  # in fp16 the gradient scaler skips, and overflows while it finds its scale are no fault
         if not self._parameters:
             return
         gradients = [p.grad for p in self._parameters]

@@ -56,7 +56,9 @@ class FocusDPOTrainer(DiffusionDPOTrainer):
                 author  = {Qiaoqiao Jin and Siming Fu and Dong She and Weinan Jia and Hualiang Wang and Mu Liu and Jidong Jiang},
                 year    = 2025,
                 eprint  = {arXiv:2509.01181},
-            }"""),
+            }""")
+        + "\n\n"
+        + DiffusionDPOTrainer._paper["citation"],
     }
 
     _config_class = FocusDPOConfig

@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 
 
 def _from_pretrained(name: str, args: "DiffusionDPOConfig", **kwargs) -> DiffusionPipeline:
-    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-    kwargs = {"dtype": dtype, **(args.model_init_kwargs or {}), **kwargs}
-    if isinstance(kwargs["dtype"], str):
-        kwargs["dtype"] = getattr(torch, kwargs["dtype"])
-    return DiffusionPipeline.from_pretrained(name, **kwargs)
+    init_kwargs = {key: value for key, value in (args.model_init_kwargs or {}).items() if key != "torch_dtype"}
+    return DiffusionPipeline.from_pretrained(name, **{**init_kwargs, **kwargs, "dtype": _dtype(args)})
+
+
+def _dtype(args: "DiffusionDPOConfig") -> torch.dtype:
+    kwargs = args.model_init_kwargs or {}
+    default = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    dtype = kwargs.get("dtype", kwargs.get("torch_dtype", default))  # diffusers' former name for it
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
 def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", quantization_config=None) -> Family:
@@ -72,11 +76,11 @@ def load_reference(ref_model, family: Family, args: "DiffusionDPOConfig") -> tor
     Raises:
         ValueError: If it is of another class than the policy's, or the policy's own.
     """
-    if isinstance(ref_model, str | Path):
-        ref_model = _from_pretrained(str(ref_model), args)
+    expected = type(family.denoiser)
+    if isinstance(ref_model, str | Path):  # its denoiser alone: encoding is the policy's
+        return expected.from_pretrained(str(ref_model), subfolder=family.denoiser_name, dtype=_dtype(args))
     if isinstance(ref_model, DiffusionPipeline):
         ref_model = getattr(ref_model, family.denoiser_name, ref_model)
-    expected = type(family.denoiser)
     if type(ref_model) is not expected:
         raise ValueError(
             f"`ref_model` is a {type(ref_model).__name__}; it must be a {expected.__name__}, as the policy."

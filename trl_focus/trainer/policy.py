@@ -118,13 +118,16 @@ def check_lora(pipeline, denoiser: torch.nn.Module, peft_config: LoraConfig | No
             "The pipeline came with a LoRA, and `peft_config` asks for a new one. Leave `peft_config` out to continue "
             "the loaded one, or call `pipeline.unload_lora_weights()` first to begin anew."
         )
-    if [*loaded.values()] != [denoiser] or len(denoiser.peft_config) > 1:
+    # the frozen copy that an earlier trainer left beside its LoRA is no second one to continue
+    adapters = [name for name in getattr(denoiser, "peft_config", {}) if name != REFERENCE]
+    if [*loaded.values()] != [denoiser] or len(adapters) != 1:
         found = ", ".join(f"{name}: {sorted(part.peft_config)}" for name, part in loaded.items())
         raise ValueError(
             f"The pipeline came with more LoRAs than can be continued ({found}). Load one that touches the denoiser "
             "alone, or `pipeline.unload_lora_weights()` to start a new one."
         )
-    ((name, config),) = denoiser.peft_config.items()
+    (name,) = adapters
+    config = denoiser.peft_config[name]
     check_lora_config(config)
     for layer in denoiser.modules():
         if isinstance(layer, BaseTunerLayer) and name in layer.scaling:
