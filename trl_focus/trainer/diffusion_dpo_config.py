@@ -309,7 +309,7 @@ class DiffusionDPOConfig(_BaseConfig):
         if isinstance(self.loss_weights, int | float):
             self.loss_weights = [self.loss_weights]
         if not 0 < self.beta < math.inf:
-            raise ValueError(f"`beta` is {self.beta}; it must be above 0 (2000 is a good start), and finite.")
+            raise ValueError(f"`beta` is {self.beta}; it must be finite and above 0 (2000 is a good start).")
         if not self.loss_type:
             raise ValueError(f"`loss_type` is empty; name at least one of {', '.join(LOSSES)}.")
         for name in self.loss_type:
@@ -331,6 +331,10 @@ class DiffusionDPOConfig(_BaseConfig):
             raise ValueError(f"`rejected_error_bound` is {self.rejected_error_bound}; it must be at least 0.")
         if self.target_gradient_factor is not None:
             self._check_moving_beta()
+        elif (self.beta_min, self.beta_max) != (None, None):
+            raise ValueError(
+                "`beta_min` and `beta_max` bound a moving beta; set `target_gradient_factor`, or leave them out."
+            )
 
     def _check_moving_beta(self):
         if not 0 < self.target_gradient_factor < 0.5:
