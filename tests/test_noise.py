@@ -9,6 +9,7 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
@@ -118,6 +119,11 @@ class TestDDPM:
     def test_other_prediction_types_are_refused(self):
         with pytest.raises(ValueError, match="DDPMScheduler has prediction_type='sample'"):
             DDPM.from_scheduler(DDPMScheduler(**SD, prediction_type="sample"))
+
+    @pytest.mark.parametrize("cls", [EDMEulerScheduler, FlowMatchEulerDiscreteScheduler])
+    def test_schedulers_of_other_processes_are_refused(self, cls):
+        with pytest.raises(ValueError, match=cls.__name__):
+            DDPM.from_scheduler(cls())
 
 
 SCHEMES = ["none", "logit_normal", "mode"]

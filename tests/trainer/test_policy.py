@@ -235,10 +235,13 @@ class TestLoadedLora:
         with as_reference(policy, None):
             torch.testing.assert_close(predict(family, policy), base, rtol=1e-6, atol=1e-6)
 
-    def test_it_is_trained_and_it_alone(self, name, tmp_path):
-        family = family_with_lora(name, tmp_path)
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_it_is_trained_and_it_alone(self, name, frozen, tmp_path):
+        family = family_with_lora(name, tmp_path, inference_mode=frozen)
         policy, _ = policy_of(family)
-        assert adapters_of(family.denoiser) == {POLICY}
+        assert (
+            policy.peft_config.keys() == family.denoiser.peft_config.keys() == adapters_of(family.denoiser) == {POLICY}
+        )
         assert trainable(policy) == lora_names(policy)
         assert any(".to_v." in key for key in trainable(policy))  # its own targets, not the default's
         assert not policy.peft_config[POLICY].inference_mode
