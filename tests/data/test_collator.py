@@ -338,3 +338,58 @@ def test_references_are_sized_as_the_model_does(size):
     pairs = [collate.pair(row_of(chosen, key=RowKey(row), references=[reference])) for row in range(8)]
     assert all(torch.equal(pair["references"][0], expected) for pair in pairs)
     assert len({pair["chosen"].numpy().tobytes() for pair in pairs}) == 2  # while pairs are mirrored, and not
+
+
+# ---- References' masks and subjects ----
+
+
+def test_reference_masks_follow_their_references():
+    """A box on a reference that is shrunk and cut to cells: its mean per cell, by hand from the prepared mask."""
+    collate = collator()
+    large, small = noise((200, 100)), noise((64, 64), 1)
+    mask = PIL.Image.new("L", large.size)
+    mask.paste(255, (0, 0, 100, 100))
+    rows = [
+        row_of(
+            references=[large, small], reference_masks=[mask, None], reference_subjects=["b", "a"], subjects=["a", "b"]
+        ),
+        row_of(references=[large, small]),
+    ]
+    batch = collate(rows)
+    assert batch["reference_subjects"].tolist() == [[1, 0], [0, 1]]
+    first, second = batch["reference_masks"]
+    height, width = batch["references"][0].shape[-2:]
+    assert first.shape == (2, height // CELL, width // CELL) and second.shape == (2, 4, 4)
+    assert (second == 1).all() and (first[1] == 1).all()
+    prepared = np.asarray(collate.layout_rule.references.prepare(mask), np.float32) / 255
+    expected = prepared.reshape(height // CELL, CELL, width // CELL, CELL).mean(axis=(1, 3))
+    np.testing.assert_allclose(first[0], expected, atol=1e-6)
+    assert first[0, :, 0].min() > 0.99 and first[0, :, -1].max() < 0.01
+
+
+def test_rows_without_references_have_no_subjects_of_them():
+    batch = collator()([row_of(), row_of(references=None)])
+    assert batch["reference_masks"] == [] and batch["reference_subjects"].shape == (2, 0)
+
+
+# ---- Detail ----
+
+
+@pytest.mark.parametrize("crop", CROPS)
+def test_detail_is_cut_and_mirrored_with_its_image(crop):
+    """One cell in 64 that is bright, at the place where the image is bright: both end up in the same cell."""
+    collate = collator(64, crop=crop, random_flip=True, seed=1)
+    spot = np.zeros((128, 256), np.uint8)
+    spot[32:48, 112:128] = 255
+    image, detail = PIL.Image.fromarray(np.stack([spot] * 3, -1)), PIL.Image.fromarray(spot[::16, ::16])
+    flips = set()
+    for key in range(8):
+        row = row_of(image, key=RowKey(key), chosen_detail=detail, rejected_detail=detail)
+        row["chosen_masks"] = row["rejected_masks"] = [PIL.Image.fromarray(spot)]
+        pair = collate.pair(row)
+        torch.testing.assert_close(pair["chosen_detail"], pair["chosen_masks"][0], atol=1e-5, rtol=0)
+        assert torch.equal(pair["chosen_detail"], pair["rejected_detail"])
+        flips.add(tuple(pair["chosen_detail"].flatten().tolist()))
+    assert len(flips) > 1
+    batch = collate([row, row])
+    assert batch["chosen_detail"].shape == batch["chosen_masks"].shape[:1] + batch["chosen_masks"].shape[2:]

@@ -2,17 +2,22 @@
 
 import pickle
 import re
+from functools import partial
 
 import numpy as np
+import PIL.Image
 import pytest
-from datasets import DatasetDict, IterableDataset, IterableDatasetDict
+import torch
+from datasets import DatasetDict, IterableDataset, IterableDatasetDict, load_from_disk
 from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 
 from tests.fixtures.pairs import dataset_of, make_pairs, random_image, random_mask
 from trl_focus.data.collator import DataCollatorForDiffusionPreference
 from trl_focus.data.layout import Layout, LayoutRule, PreferenceRows, PreferenceStream, RowKey, target_size
 from trl_focus.data.preparation import prepare_preferences
+from trl_focus.data.schema import decode_image
 from trl_focus.families.flux2 import Flux2References
+from trl_focus.focus.complexity import complexity
 
 
 FLUX2 = LayoutRule(64, 16, Flux2References(Flux2ImageProcessor(), 16, 1024**2))
@@ -79,8 +84,8 @@ BAD = {
 def test_errors_name_row_and_column(bad, message, kind):
     good = pair(**MASKS)
     with pytest.raises(ValueError, match=f"row 2( of the stream)?: {message}"):
-        prepared_rows(kind(dataset_of(good, good, bad, good)), masks=True)
-    assert len(prepared_rows(kind(dataset_of(good, good)), masks=True)) == 2
+        prepared_rows(kind(dataset_of(good, good, bad, good)), needs={"masks"})
+    assert len(prepared_rows(kind(dataset_of(good, good)), needs={"masks"})) == 2
 
 
 @KINDS
@@ -96,7 +101,7 @@ def test_what_is_allowed(kind):
     data = kind(dataset_of(pair((64, 64), (200, 64)), pair((64, 64), (64, 64))))
     assert len(prepared_rows(data, LayoutRule(64, 16, stretch=False))) == 2
     assert len(prepared_rows(kind(dataset_of(pair((100, 100), (109, 100)))))) == 1
-    assert len(prepared_rows(kind(make_pairs(2, masks=False)), masks=False)) == 2
+    assert len(prepared_rows(kind(make_pairs(2, masks=False)))) == 2
 
 
 def test_the_first_ten_rows_are_listed():
@@ -108,6 +113,64 @@ def test_the_first_ten_rows_are_listed():
     with pytest.raises(ValueError) as error:
         prepare_preferences(dataset_of(*rows[:20]), FLUX2)
     assert "more rows" not in str(error.value)
+
+
+# ---- What a focus map needs ----
+
+
+REFERENCE = {"references": [image()]}
+
+
+@KINDS
+def test_every_row_needs_references(kind):
+    data = kind(dataset_of(pair(**REFERENCE), pair()))
+    with pytest.raises(ValueError, match="row 1: has no `references`.*focus_prior='similarity'"):
+        prepared_rows(data, needs={"references"})
+    assert len(prepared_rows(data, needs={"similarity"})) == 2
+
+
+def test_some_row_needs_references():
+    with pytest.raises(ValueError, match="No row has `references`.*focus_matching='none'"):
+        prepare_preferences(dataset_of(pair(), pair()), FLUX2, needs={"similarity"})
+
+
+@KINDS
+@pytest.mark.parametrize("stretch", [True, False])
+def test_detail_is_that_of_the_image_at_its_trained_size(kind, stretch):
+    data = dataset_of(pair((128, 64)), pair((64, 64), (68, 64)))
+    rule = LayoutRule(64, 16, stretch=stretch)
+    rows = prepared_rows(kind(data), rule, needs={"detail"})
+    assert "chosen_detail" not in prepared_rows(kind(data), rule)[0]
+    wide, square = sorted(
+        rows, key=lambda row: row["prompt"] == "" or np.array_equal(row["chosen"], data[1]["chosen"])
+    )
+    for row, target, sizes in ((wide, (48, 96), [(96, 48)] * 2), (square, (64, 64), [(64, 64), (64, 64)])):
+        assert rule(*(data[0]["chosen"].size,) * 2).size == (48, 96)
+        for name, size in zip(("chosen", "rejected"), sizes, strict=True):
+            pixels = np.array(decode_image(row[name]).convert("RGB").resize(size, PIL.Image.Resampling.LANCZOS))
+            expected = complexity(torch.tensor(pixels).permute(2, 0, 1)[None], 16)[0]
+            actual = np.asarray(decode_image(row[f"{name}_detail"])) / 255
+            assert actual.shape == (target[0] // 16, target[1] // 16)
+            np.testing.assert_allclose(actual, expected, atol=0.5 / 255 + 1e-6)
+
+
+def test_detail_is_computed_once(tmp_path, monkeypatch):
+    data = dataset_of(pair(), pair((64, 64), (68, 64)))
+    data.save_to_disk(tmp_path / "pairs")
+    load = partial(load_from_disk, tmp_path / "pairs")
+    first = prepare_preferences(load(), FLUX2, needs={"detail"})
+    monkeypatch.setattr("trl_focus.data.detail.complexity", None)
+    again = prepare_preferences(load(), FLUX2, needs={"detail"})
+    assert np.array_equal(first[RowKey(1)]["rejected_detail"], again[RowKey(1)]["rejected_detail"])
+    with pytest.raises(TypeError):
+        prepare_preferences(load(), LayoutRule(32, 16, FLUX2.references), needs={"detail"})
+
+
+def test_detail_goes_with_its_row_where_ties_are_dropped():
+    data = dataset_of(tie(), pair((64, 64)), tie(), dict(pair(), chosen=PIL.Image.new("RGB", (64, 64), "red")))
+    prepared = prepare_preferences(data, FLUX2, ties="drop", needs={"detail"})
+    assert np.asarray(prepared[RowKey(0)]["chosen_detail"]).any()
+    assert not np.asarray(prepared[RowKey(1)]["chosen_detail"]).any()
 
 
 # ---- Ties ----
@@ -129,7 +192,7 @@ def test_ties_are_dropped(kind):
         assert prepared.layouts == [Layout(target_size(*size, 64, 16)) for size in sizes]
         assert [prepared[RowKey(i)]["chosen"].size for i in range(5)] == sizes
         with pytest.raises(ValueError, match=r"trained:\nrow 0: .*\nrow 2: .*\nrow 3: .*\nrow 5: .*\nrow 6: "):
-            prepare_preferences(data, FLUX2, ties="drop", masks=True)
+            prepare_preferences(data, FLUX2, ties="drop", needs={"masks"})
 
 
 # ---- What is taken, and what comes out ----
@@ -212,7 +275,7 @@ def test_stream_travels_to_workers_that_are_not_forked():
 @pytest.mark.parametrize("format", ["torch", "numpy", "arrow", "pandas"])
 def test_formatted_datasets(format, kind):
     data = make_pairs(2, n_references=1)
-    rows = prepared_rows(kind(data).with_format(format), masks=True)
+    rows = prepared_rows(kind(data).with_format(format), needs={"masks"})
     batch = DataCollatorForDiffusionPreference(FLUX2, 16)(rows)
     assert np.array_equal(batch["chosen"][1].permute(1, 2, 0), data[1]["chosen"])
     assert batch["prompt"] == data["prompt"][:]
@@ -220,7 +283,7 @@ def test_formatted_datasets(format, kind):
 
 def test_columns_that_a_format_hides_are_seen():
     data = make_pairs(2).with_format("numpy", columns=["prompt"])
-    assert {"chosen", "chosen_masks"} < prepared_rows(data, masks=True)[0].keys()
+    assert {"chosen", "chosen_masks"} < prepared_rows(data, needs={"masks"})[0].keys()
 
 
 def test_the_given_dataset_stays_as_it_is():

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_focus.focus.allocation import LEAST, FocusWeights, compose, detail_gate, match_share, normalise
+from trl_focus.focus.allocation import LEAST, FocusWeights, detail_gate, focus_parts, match_share, normalise, weigh
 from trl_focus.focus.correspondence import Correspondence, alignment_ratio, graded, top_k
 
 
@@ -20,6 +20,10 @@ LEVELS = torch.tensor([0.0, 0.25, 1.0])
 def one(*values):
     """A map of one image whose cells stand in a row."""
     return torch.tensor([[values]])
+
+
+def compose(prior_BHW, correspondence, detail_BHW, gate_B, level_B, weights):
+    return weigh(focus_parts(prior_BHW, correspondence, detail_BHW, gate_B, level_B), weights)
 
 
 def composed(prior=1.0, matched=0.0, leak=0.0, detail=0.0, gate=1.0, level=0.0, weights=DEFAULT):
@@ -118,6 +122,27 @@ class TestCompose:
             masks_BSHW[:, 0], correspondence, None, torch.zeros(1), torch.zeros(1), DEFAULT
         ).flatten()
         assert background < matched < misaligned < leaking
+
+
+class TestFocusParts:
+    def test_by_hand(self):
+        """A quarter of the cell is background; of the rest half is matched and a fifth leaks."""
+        parts = focus_parts(
+            one(0.75), Correspondence(one(0.5), one(0.2)), one(0.8), torch.tensor([1.0]), torch.tensor([0.25])
+        )
+        assert {name: part.item() for name, part in parts.items()} == pytest.approx(
+            {"prior": 0.75, "matched": 0.375, "structure": 0.75 * 0.5 * 0.8, "leak": 0.15, "detail": 0.75 * 0.75 * 0.8}
+        )
+
+    def test_only_what_is_known(self):
+        assert focus_parts(one(0.5)).keys() == {"prior"}
+        assert focus_parts(one(0.5), None, one(0.5), torch.ones(1), torch.zeros(1)).keys() == {"prior", "detail"}
+
+    def test_weights_are_a_linear_sum_of_the_parts(self):
+        parts = {name: torch.rand(2, 3, 4) for name in ("prior", "matched", "structure", "leak", "detail")}
+        weights = FocusWeights(0.3, 0.5, 0.7, 1.1, 1.3)
+        expected = 0.3 + 0.5 * parts["prior"] + 0.7 * parts["structure"] + 1.1 * parts["leak"] + 1.3 * parts["detail"]
+        torch.testing.assert_close(weigh(parts, weights), expected)
 
 
 # A of 4 cells and B of 1, then background

@@ -13,7 +13,7 @@ from trl_focus.focus.correspondence import (
     TOKENS_AT_ONCE,
     alignment_ratio,
     graded,
-    prior_from_similarity,
+    masks_from_similarity,
     prototypes,
     similarity,
     top_k,
@@ -399,22 +399,35 @@ def test_degree_tells_a_whole_wrong_subject_where_a_rank_cannot():
     assert by_degree > 0.95 and by_degree > ranked + 0.05
 
 
-class TestPriorFromSimilarity:
-    def test_it_is_where_the_subjects_are(self):
-        shares = torch.tensor([[4 / 24, 6 / 24]])
-        assert torch.equal(prior_from_similarity(seen(RIGHT), shares)[0], (RIGHT > 0).float())
+class TestMasksFromSimilarity:
+    SHARES = torch.tensor([[2 * 4 / 24, 2 * 6 / 24]])  # of the halves of the image that two references may have
+
+    def test_they_are_where_the_subjects_are(self):
+        masks_BSHW, subjects_BR = masks_from_similarity(seen(RIGHT), self.SHARES, torch.tensor([[0, 1]]))
+        assert torch.equal(masks_BSHW[0], torch.stack([RIGHT == A, RIGHT == B]).float())
+        assert subjects_BR.tolist() == [[0, 1]]
 
     @pytest.mark.parametrize("share,cells", [(0.0, 0), (0.1, 3), (1.0, 24)])
     def test_share_of_the_image(self, share, cells):
         similarity_BRHW = torch.rand(1, 1, *GRID) + 0.1
-        assert prior_from_similarity(similarity_BRHW, torch.tensor([[share]])).sum() == cells
+        masks_BSHW, _ = masks_from_similarity(similarity_BRHW, torch.tensor([[share]]), torch.zeros(1, 1).long())
+        assert masks_BSHW.sum() == cells
 
     def test_an_empty_reference_adds_nothing(self):
         similarity_BRHW = seen(RIGHT)
         similarity_BRHW[:, 1] = 0
-        actual = prior_from_similarity(similarity_BRHW, torch.tensor([[4 / 24, 6 / 24]]))
-        assert torch.equal(actual[0], (RIGHT == A).float())
-        assert prior_from_similarity(similarity_BRHW[:, :0], torch.zeros(1, 0)).sum() == 0
+        masks_BSHW, _ = masks_from_similarity(similarity_BRHW, self.SHARES, torch.tensor([[0, 1]]))
+        assert torch.equal(masks_BSHW[0], torch.stack([RIGHT == A, RIGHT == -1]).float())
+
+    def test_references_of_one_subject_share_a_mask(self):
+        """Subject 7 is shown by the first and the last reference, and the second shows none."""
+        similarity_BRHW = torch.zeros(1, 3, 1, 6)
+        similarity_BRHW[0, 0, 0, 0] = similarity_BRHW[0, 1, 0, 1] = similarity_BRHW[0, 2, 0, 4] = 0.9
+        masks_BSHW, subjects_BR = masks_from_similarity(
+            similarity_BRHW, torch.full((1, 3), 0.5), torch.tensor([[7, -1, 7]])
+        )
+        assert subjects_BR.tolist() == [[0, -1, 0]]
+        assert masks_BSHW[0, :, 0].tolist() == [[1, 0, 0, 0, 1, 0], [0] * 6, [0] * 6]
 
 
 class TestAlignmentRatio:
@@ -469,14 +482,18 @@ def test_shares_of_cells_whatever_comes_in(inputs):
         if masks_BSHW.shape[1]:
             ratio_B = alignment_ratio(matched, masks_BSHW.amax(dim=1))
             assert ((0 <= ratio_B) & (ratio_B <= 1)).all()
-    prior_BHW = prior_from_similarity(similarity_BRHW, similarity_BRHW.float().abs().mean(dim=(2, 3)))
-    assert prior_BHW.shape == outside.shape and ((prior_BHW == 0) | (prior_BHW == 1)).all()
+    if similarity_BRHW.shape[1]:
+        shares_BR = similarity_BRHW.float().abs().mean(dim=(2, 3))
+        found_BSHW, subjects_BR = masks_from_similarity(similarity_BRHW, shares_BR, ids_BR)
+        assert found_BSHW.shape == similarity_BRHW.shape and ((found_BSHW == 0) | (found_BSHW == 1)).all()
+        assert ((-1 <= subjects_BR) & (subjects_BR < similarity_BRHW.shape[1])).all()
 
 
 def whole(tokens, mask, target, subjects, masks, share):
     prototypes_BRD = prototypes([tokens, tokens], [mask, mask])
     similarity_BRHW = similarity(target, prototypes_BRD, GRID)
-    prior_BHW = prior_from_similarity(similarity_BRHW, mask.mean(dim=1, keepdim=True).expand(-1, 2))
+    found_BSHW, _ = masks_from_similarity(similarity_BRHW, mask.mean(dim=1, keepdim=True).expand(-1, 2), subjects)
+    prior_BHW = found_BSHW.amax(dim=1)
     ranked, by_degree = top_k(similarity_BRHW, subjects, masks, share), graded(similarity_BRHW, subjects, masks)
     return prior_BHW, *ranked, *by_degree, alignment_ratio(ranked.matched_BHW, prior_BHW)
 

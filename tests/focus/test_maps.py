@@ -1,10 +1,29 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from trl_focus.focus.maps import FOCUS_MAPS, NEEDS_MASKS, FocusContext, mask, prior, uniform
+from trl_focus.focus.allocation import GATES, FocusWeights, match_share
+from trl_focus.focus.correspondence import graded, top_k
+from trl_focus.focus.maps import (
+    FOCUS_MAPS,
+    MATCHINGS,
+    PRIORS,
+    FocusContext,
+    FocusSettings,
+    focus,
+    mask,
+    needs,
+    patch,
+    prior,
+    required,
+    uniform,
+)
 
 
 GRID = (2, 3)
@@ -17,55 +36,211 @@ MASKS = torch.tensor(
     ]
 )
 UNION = [[[0.0, 0.5, 1.0], [0.125, 0.0, 0.5]], [[1.0, 0.0, 0.0], [0.0, 0.0, 0.25]]]
+SIMILARITY = torch.rand(2, 2, *GRID, generator=torch.Generator().manual_seed(0))
+DETAIL = torch.rand(2, *GRID, generator=torch.Generator().manual_seed(1))
+SUBJECTS = torch.tensor([[0, 1], [1, 0]])
 
 
-def context(masks=MASKS):
-    return FocusContext(LEVELS, GRID, masks)
+def context(masks=MASKS, similarity=None, detail=None):
+    compared = {}
+    if similarity is not None:
+        compared = {"reference_subjects_BR": SUBJECTS, "reference_shares_BR": torch.full((2, 2), 0.5)}
+    return FocusContext(LEVELS, GRID, masks, similarity, detail_BHW=detail, **compared)
+
+
+FULL = context(MASKS, SIMILARITY, DETAIL)
+MASK_WEIGHTS = FocusSettings(FocusWeights(0.1, 0.9, 0, 0, 0))
 
 
 def test_prior_is_the_union_on_each_image():
     assert prior(context()).tolist() == UNION
 
 
-@pytest.mark.parametrize("background,weight", [(0.1, 0.9), (0.0, 1.0), (1.0, 0.0), (0.5, 2.0)])
-def test_mask_is_background_plus_weighted_union(background, weight):
-    actual = mask(context(), background, weight)
-    assert actual.shape == (2, *GRID)
-    np.testing.assert_allclose(actual, background + weight * np.array(UNION), rtol=1e-6)
+class TestMask:
+    @pytest.mark.parametrize("background,weight", [(0.1, 0.9), (0.0, 1.0), (1.0, 0.0), (0.5, 2.0)])
+    def test_background_plus_weighted_union(self, background, weight):
+        maps = mask(context(), FocusSettings(FocusWeights(background, weight)))
+        assert maps["prior"].tolist() == UNION
+        np.testing.assert_allclose(maps["weights"], background + weight * np.array(UNION), rtol=1e-6)
 
+    def test_overlap_counts_once_and_order_does_not_matter(self):
+        both = context(torch.ones(2, 3, *GRID))
+        assert mask(both, MASK_WEIGHTS)["weights"].unique().tolist() == pytest.approx([1.0])
+        assert torch.equal(prior(context(MASKS.flip(1))), prior(context()))
 
-def test_overlap_counts_once_and_order_does_not_matter():
-    both = context(torch.ones(2, 3, *GRID))
-    assert mask(both, 0.1, 0.9).unique().tolist() == pytest.approx([1.0])
-    assert torch.equal(prior(context(MASKS.flip(1))), prior(context()))
-
-
-def test_only_absent_subjects_are_background():
-    assert torch.equal(mask(context(torch.zeros(2, 2, *GRID)), 0.25, 0.75), torch.full((2, *GRID), 0.25))
-
-
-def test_no_subjects_are_background():
-    assert torch.equal(mask(context(torch.zeros(2, 0, *GRID)), 0.25, 0.75), torch.full((2, *GRID), 0.25))
-
-
-@pytest.mark.parametrize("name", sorted(NEEDS_MASKS))
-def test_data_without_masks_is_refused(name):
-    with pytest.raises(ValueError, match="chosen_masks.*rejected_masks"):
-        FOCUS_MAPS[name](context(None), 0.1, 0.9)
+    @pytest.mark.parametrize("subjects", [0, 2])
+    def test_absent_subjects_are_background(self, subjects):
+        weights = mask(context(torch.zeros(2, subjects, *GRID)), MASK_WEIGHTS)["weights"]
+        torch.testing.assert_close(weights, torch.full((2, *GRID), 0.1))
 
 
 @pytest.mark.parametrize("masks", [None, MASKS])
 def test_uniform_is_1(masks):
-    assert torch.equal(uniform(context(masks), 0.1, 0.9), torch.ones(2, *GRID))
+    assert torch.equal(uniform(context(masks), FocusSettings())["weights"], torch.ones(2, *GRID))
+
+
+class TestPatch:
+    def test_what_matches_counts_on_chosen_and_what_does_not_on_rejected(self):
+        weights = patch(FULL, MASK_WEIGHTS)["weights"]
+        matched = graded(SIMILARITY, SUBJECTS, MASKS).matched_BHW
+        union = torch.tensor(UNION)
+        torch.testing.assert_close(weights[0], 0.1 + 0.9 * union[0] * matched[0])
+        torch.testing.assert_close(weights[1], 0.1 + 0.9 * union[1] * (1 - matched[1]))
+
+    def test_without_references_it_is_mask(self):
+        torch.testing.assert_close(patch(context(), MASK_WEIGHTS)["weights"], mask(context(), MASK_WEIGHTS)["weights"])
+
+
+class TestFocus:
+    @pytest.mark.parametrize("matching", ["graded", "top_k"])
+    def test_by_hand(self, matching):
+        """The formula of the documentation, from the parts' own functions; detail counts below a level of 0.5."""
+        if matching == "graded":
+            found = graded(SIMILARITY, SUBJECTS, MASKS)
+        else:
+            found = top_k(SIMILARITY, SUBJECTS, MASKS, match_share(LEVELS))
+        union, gate = torch.tensor(UNION), torch.tensor([1.0, 0.0])[:, None, None]
+        expected = 0.1 + union * (
+            0.4
+            + 0.2 * (1 - found.matched_BHW) * (1 - found.leak_BHW)
+            + 0.3 * found.leak_BHW
+            + 0.2 * gate * (1 - LEVELS[:, None, None]) * DETAIL
+        )
+        torch.testing.assert_close(focus(FULL, FocusSettings(matching=matching))["weights"], expected)
+
+    def test_gate_by_alignment(self):
+        """Images that match their references get their detail, whatever the level; without references none does."""
+        exact = replace(FULL, similarity_BRHW=torch.tensor([0.0, 1.0])[:, None, None, None].expand(2, 2, *GRID) + 1e-3)
+        exact = replace(exact, similarity_BRHW=torch.where(MASKS.amax(1, keepdim=True) > 0, exact.similarity_BRHW, 0))
+        by_alignment = FocusSettings(gate="alignment", gate_threshold=0.5)
+        unaligned, aligned = focus(exact, by_alignment)["detail"].sum(dim=(1, 2))
+        assert unaligned == 0 and aligned > 0
+        assert focus(context(detail=DETAIL), by_alignment)["detail"].sum() == 0
+
+    @pytest.mark.parametrize("matching", MATCHINGS)
+    def test_without_references_and_detail_it_is_the_prior(self, matching):
+        maps = focus(context(), FocusSettings(matching=matching))
+        torch.testing.assert_close(maps["weights"], 0.1 + 0.4 * torch.tensor(UNION))
+        assert maps.keys() == {"prior", "weights"}
+
+    def test_no_matching_leaves_similarity_alone(self):
+        maps = focus(FULL, FocusSettings(matching="none"))
+        assert maps.keys() == {"prior", "detail", "weights"}
+
+    def test_order_of_references_does_not_matter(self):
+        flipped = replace(FULL, similarity_BRHW=SIMILARITY.flip(1), reference_subjects_BR=SUBJECTS.flip(1))
+        for name, part in focus(FULL, FocusSettings()).items():
+            torch.testing.assert_close(part, focus(flipped, FocusSettings())[name])
+
+
+class TestPriorFrom:
+    def test_everywhere_is_one_subject_that_all_references_show(self):
+        maps = focus(context(None, SIMILARITY), FocusSettings(prior="everywhere"))
+        ones = torch.ones(2, 1, *GRID)
+        matched = graded(SIMILARITY, torch.zeros(2, 2, dtype=torch.long), ones).matched_BHW
+        assert (maps["prior"] == 1).all() and (maps["leak"] == 0).all()
+        torch.testing.assert_close(maps["matched"], matched)
+
+    def test_similarity_finds_the_subjects(self):
+        """Each of two references of which half is subject has a quarter of the image: its two best cells of six."""
+        maps = mask(context(None, SIMILARITY), replace(MASK_WEIGHTS, prior="similarity"))
+        best = torch.zeros(2, 2, 6)
+        best.scatter_(2, SIMILARITY.flatten(2).topk(2, dim=2).indices, 1.0)
+        assert torch.equal(maps["prior"], best.amax(dim=1).unflatten(1, GRID))
+
+    def test_similarity_goes_before_masks_of_the_data(self):
+        settings = FocusSettings(prior="similarity")
+        for name, part in focus(FULL, settings).items():
+            torch.testing.assert_close(part, focus(replace(FULL, subject_masks_BSHW=None), settings)[name])
+
+
+class TestNeeds:
+    @pytest.mark.parametrize(
+        "name,given,expected",
+        [
+            ("uniform", {}, set()),
+            ("mask", {}, {"masks"}),
+            ("mask", {"prior": "everywhere"}, set()),
+            ("mask", {"prior": "similarity"}, {"references", "similarity"}),
+            ("mask", {"prior": "similarity", "matching": "none"}, {"references", "similarity"}),
+            ("patch", {}, {"masks", "similarity"}),
+            ("focus", {}, {"masks", "similarity", "detail"}),
+            ("focus", {"matching": "none"}, {"masks", "detail"}),
+            ("focus", {"weights": FocusWeights(detail=0)}, {"masks", "similarity"}),
+        ],
+    )
+    def test_of_named_maps(self, name, given, expected):
+        assert required(name, FocusSettings(**given)) == expected
+
+    @pytest.mark.parametrize("name", FOCUS_MAPS)
+    @pytest.mark.parametrize("where", PRIORS)
+    @pytest.mark.parametrize("matching", MATCHINGS)
+    def test_a_map_reads_no_more_than_it_says(self, name, where, matching):
+        settings = FocusSettings(prior=where, matching=matching)
+        wanted = required(name, settings)
+        given = context(
+            MASKS if "masks" in wanted else None,
+            SIMILARITY if "similarity" in wanted else None,
+            DETAIL if "detail" in wanted else None,
+        )
+        assert FOCUS_MAPS[name](given, settings)["weights"].shape == (2, *GRID)
+
+    @pytest.mark.parametrize("name", ["mask", "patch", "focus"])
+    def test_data_without_masks_is_refused(self, name):
+        with pytest.raises(ValueError, match="chosen_masks.*rejected_masks"):
+            FOCUS_MAPS[name](context(None), FocusSettings())
+
+    def test_unknown(self):
+        with pytest.raises(ValueError, match="not 'depth'"):
+            needs("depth")
+
+
+@st.composite
+def contexts(draw):
+    images = 2 * draw(st.integers(1, 2))
+    subjects, references = draw(st.integers(0, 10)), draw(st.integers(0, 10))
+    height, width = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+
+    def rand(*shape):
+        return torch.rand(shape, generator=generator)
+
+    level = draw(st.sampled_from([rand(images), torch.zeros(images), torch.ones(images)]))
+    change = draw(st.sampled_from([torch.ones_like, torch.zeros_like, torch.round, torch.clone]))
+    scale = draw(st.sampled_from([0.0, 1e-3, 1.0]))
+    compared = {}
+    if references:
+        compared = {
+            "similarity_BRHW": (rand(images, references, height, width) * 2 - 1) * scale,
+            "reference_subjects_BR": torch.randint(0, max(subjects, 1), (images, references), generator=generator),
+            "reference_shares_BR": change(rand(images, references)),
+        }
+    masks = change(rand(images, subjects, height, width))
+    return FocusContext(level, (height, width), masks, detail_BHW=rand(images, height, width), **compared)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    contexts(),
+    st.sampled_from(sorted(FOCUS_MAPS)),
+    st.sampled_from(PRIORS),
+    st.sampled_from(MATCHINGS),
+    st.sampled_from(GATES),
+    st.floats(0, 1),
+)
+def test_weights_whatever_comes_in(given, name, where, matching, gate, threshold):
+    if where == "similarity" and given.similarity_BRHW is None:
+        where = "masks"  # the data would have been refused
+    maps = FOCUS_MAPS[name](given, FocusSettings(FocusWeights(), where, matching, gate, threshold))
+    for part in maps.values():
+        assert part.shape == (len(given.level_B), *given.grid) and not part.requires_grad
+        assert part.isfinite().all() and (part >= 0).all() and (part <= 1 + 1e-6).all()
+    assert (maps["weights"] >= 0.1).all()
 
 
 @pytest.mark.parametrize("name", FOCUS_MAPS)
-def test_maps_do_not_change_the_masks(name):
-    before = MASKS.clone()
-    FOCUS_MAPS[name](context(), 0.1, 0.9).add_(1)
-    assert torch.equal(MASKS, before)
-
-
-def test_maps_that_do_not_need_masks_do_without():
-    for name in FOCUS_MAPS.keys() - NEEDS_MASKS:
-        assert FOCUS_MAPS[name](context(None), 0.1, 0.9).shape == (2, *GRID)
+def test_maps_do_not_change_what_they_are_given(name):
+    before = MASKS.clone(), SIMILARITY.clone(), DETAIL.clone()
+    for part in FOCUS_MAPS[name](FULL, FocusSettings()).values():
+        part.add_(1)
+    assert all(map(torch.equal, before, (MASKS, SIMILARITY, DETAIL)))

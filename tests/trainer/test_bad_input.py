@@ -394,7 +394,10 @@ BAD_ROWS = {
         {"rejected": GREY.resize((128, 64)), "rejected_masks": [PIL.Image.new("L", (128, 64))]},
         "`rejected` is 128x64 pixels and `chosen` 64x64: .* or set `crop` to 'center' or 'random'",
     ),
-    "no masks": ({"chosen_masks": None}, "has no `chosen_masks` and `rejected_masks`.*or set `focus_map='uniform'`"),
+    "no masks": (
+        {"chosen_masks": None},
+        "has no `chosen_masks` and `rejected_masks`.*`focus_prior` to 'similarity'.*or `focus_map` to 'uniform'",
+    ),
     "references": (
         {"references": [GREY], "subjects": ["cat"]},
         r"`references` is not empty, and this model takes no reference images.*remove_columns\(\['references'\]\)",

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import re
+from dataclasses import astuple
 
 import pytest
 import yaml
@@ -120,16 +121,75 @@ REFUSALS = {
     ),
 }
 
+NO_MATCHING = {"focus_matching": "none"}
 FOCUS_REFUSALS = {
-    "map": ({"focus_map": "attention"}, "`focus_map` is 'attention'; it must be one of 'uniform', 'mask'"),
-    "background negative": ({"background_weight": -0.1}, "`background_weight` is -0.1; it must be at least 0"),
+    "map": (
+        {"focus_map": "attention"},
+        "`focus_map` is 'attention'; it must be one of 'uniform', 'mask', 'patch', 'focus'",
+    ),
+    "prior": (
+        {"focus_prior": "boxes"},
+        "`focus_prior` is 'boxes'; it must be one of 'masks', 'similarity', 'everywhere'",
+    ),
+    "matching": (
+        {"focus_matching": "argmax"},
+        "`focus_matching` is 'argmax'; it must be one of 'graded', 'top_k', 'none'",
+    ),
+    "normalization": (
+        {"focus_normalization": "sum"},
+        "`focus_normalization` is 'sum'; it must be one of 'none', 'mean'",
+    ),
+    "gate": ({"detail_gate": "sigma"}, "`detail_gate` is 'sigma'; it must be one of 'level', 'alignment'"),
+    "blocks string": ({"focus_blocks": "single_transformer_blocks.4"}, "`focus_blocks` .* must be a list of names"),
+    "no blocks": ({"focus_blocks": []}, r"`focus_blocks` is \[\]; it must be a list"),
+    "threshold": ({"detail_threshold": 1.5}, "`detail_threshold` is 1.5; it must lie in"),
+    "threshold nan": ({"detail_threshold": NAN}, "`detail_threshold` is nan; it must lie in"),
+    "background negative": (
+        {"background_weight": -0.1},
+        "`background_weight` is -0.1; it must be finite and at least 0",
+    ),
     "background nan": ({"background_weight": NAN}, "`background_weight` is nan"),
-    "prior negative": ({"prior_weight": -1.0}, "`prior_weight` is -1.0; it must be at least 0"),
+    "prior negative": ({"prior_weight": -1.0}, "`prior_weight` is -1.0; it must be finite and at least 0"),
+    "structure infinite": ({"structure_weight": float("inf")}, "`structure_weight` is inf"),
+    "leak negative": ({"leak_weight": -1e-9}, "`leak_weight` is -1e-09"),
+    "detail negative": ({"detail_weight": -2.0}, "`detail_weight` is -2.0"),
+    "nothing left": ({"leak_weight": 0.8}, "parts of 'focus' leave -0.1 to 1 for `prior_weight`: set it yourself"),
+    "nothing left in mask": (
+        {"focus_map": "mask", "background_weight": 1.5},
+        "'mask' leave -0.5 to 1 for `prior_weight`",
+    ),
     "all weights zero": (
-        {"background_weight": 0.0, "prior_weight": 0.0},
-        "`background_weight` and `prior_weight` are both 0: nothing would be trained",
+        {"focus_map": "mask", "background_weight": 0.0, "prior_weight": 0.0},
+        "All weights are 0: nothing would be trained",
+    ),
+    "patch without matching": (
+        {"focus_map": "patch", **NO_MATCHING},
+        "'patch'` is made of a matching with references",
+    ),
+    "gate without matching": ({"detail_gate": "alignment", **NO_MATCHING}, "'alignment'` asks .*: choose 'level'"),
+    "balance without masks": (
+        {"focus_normalization": "subject", "focus_prior": "everywhere"},
+        "balances the subjects by their masks, and `focus_prior` is 'everywhere'",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    "kwargs,expected",
+    [
+        ({}, (0.1, 0.4, 0.2, 0.3, 0.2)),
+        ({"focus_matching": "none"}, (0.1, 0.7, 0.0, 0.0, 0.2)),
+        ({"leak_weight": 0.0}, (0.1, 0.5, 0.2, 0.0, 0.2)),
+        ({"prior_weight": 2.0}, (0.1, 2.0, 0.2, 0.3, 0.2)),
+        ({"background_weight": 0.5}, (0.5, 0.0, 0.2, 0.3, 0.2)),
+        ({"focus_map": "mask"}, (0.1, 0.9, 0.0, 0.0, 0.0)),
+        ({"focus_map": "patch", "background_weight": 0.0}, (0.0, 1.0, 0.0, 0.0, 0.0)),
+        ({"focus_map": "mask", "prior_weight": 0.3}, (0.1, 0.3, 0.0, 0.0, 0.0)),
+    ],
+)
+def test_focus_weights(kwargs, expected):
+    """The largest weight a cell can have is 1 unless the user says otherwise."""
+    assert astuple(config(FocusDPOConfig, **kwargs).focus_weights) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("cls", CONFIGS)
@@ -348,6 +408,15 @@ class TestCommandLine:
             label_smoothing=0.125,
             rejected_error_bound=0.01,
             target_gradient_factor=0.25,
+            focus_prior="similarity",
+            focus_matching="top_k",
+            focus_blocks=["transformer_blocks.1"],
+            focus_normalization="mean",
+            structure_weight=0.1,
+            leak_weight=0.2,
+            detail_weight=0.05,
+            detail_gate="alignment",
+            detail_threshold=0.25,
             beta_min=100.0,
             beta_max=1000.0,
             beta_warmup_steps=5,

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from tests.fixtures.pairs import make_pairs
 from tests.fixtures.pipelines import PIPELINES, PROMPT_KWARGS
 from tests.fixtures.trainers import assert_equal_weights, lora_of, make_args, make_trainer
-from trl_focus import DiffusionDPOConfig, DiffusionDPOTrainer, PreferenceCollapseCallback
+from trl_focus import DiffusionDPOConfig, DiffusionDPOTrainer, FocusDPOTrainer, PreferenceCollapseCallback
 
 
 def train_logs(trainer):
@@ -436,7 +436,8 @@ class TestNotFinite:
         assert_equal_weights(before, lora_of(trainer))
 
 
-def test_nothing_of_ours_waits_for_the_device_between_logs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("trainer_class", [DiffusionDPOTrainer, FocusDPOTrainer])
+def test_nothing_of_ours_waits_for_the_device_between_logs(trainer_class, tmp_path, monkeypatch):
     """What reads a tensor on the host makes the host wait; between logs, no frame of this package may."""
     waits = []
 
@@ -454,11 +455,12 @@ def test_nothing_of_ours_waits_for_the_device_between_logs(tmp_path, monkeypatch
 
         monkeypatch.setattr(torch.Tensor, name, wrapped)
 
-    trainer = make_trainer(output_dir=tmp_path, logging_steps=3, target_gradient_factor=0.3, beta_warmup_steps=0)
+    settings = {"logging_steps": 3, "target_gradient_factor": 0.3, "beta_warmup_steps": 0}
+    trainer = make_trainer(trainer_class, tmp_path, **settings)
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy", "nonzero"):
         spy(name)
     trainer.train()
-    assert {name for _, _, name in waits} <= {"check", "pop", "log"}
+    assert {name for _, _, name in waits} <= {"check", "check_finite", "pop", "log"}
     assert waits  # the reads at the log itself were seen
 
 

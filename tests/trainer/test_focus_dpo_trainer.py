@@ -1,18 +1,31 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
 import math
+from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 
-from tests.fixtures.pairs import make_pairs
+from tests.fixtures.pairs import dataset_of, make_pairs, random_mask
 from tests.fixtures.pipelines import PIPELINES
 from tests.fixtures.trainers import assert_equal_weights, lora_of, make_focus_trainer, make_trainer
 from trl_focus import FocusDPOConfig, FocusDPOTrainer, FocusMapCallback
+from trl_focus.focus.allocation import FocusWeights, normalise
+from trl_focus.focus.maps import FOCUS_MAPS, FocusContext, FocusSettings, focus, needs
 
 
 def first_batch(trainer):
     return next(iter(trainer.get_train_dataloader()))
+
+
+def weights_of(trainer, batch):
+    """Weights of a batch, with the forward of the policy that they are read from."""
+    x_BCHW, prompt, references = trainer._encode(batch)
+    noised = trainer._noise(x_BCHW, batch["seed"])
+    with trainer.watch(batch, noised, references) as seen, torch.no_grad():
+        trainer.family.predict(trainer.model, noised.noisy_BCHW, noised.timestep_B, prompt, references)
+    return trainer.cell_weights(batch, noised, seen)
 
 
 def shaken(trainer):
@@ -34,14 +47,16 @@ def test_uniform_is_diffusion_dpo_to_the_last_bit(tmp_path, family):
     assert_equal_weights(lora_of(plain), lora_of(focus))
 
 
-def test_mask_is_the_default_and_another_map_than_uniform(tmp_path):
+def test_every_map_trains_another_lora_and_focus_is_the_default(tmp_path):
     weights = []
-    for kwargs in ({}, {"focus_map": "mask"}, {"focus_map": "uniform"}):
+    for kwargs in ({}, *({"focus_map": name} for name in FOCUS_MAPS), {"focus_matching": "top_k"}):
         trainer = make_focus_trainer(tmp_path, **kwargs)
         trainer.train()
         weights.append(lora_of(trainer))
-    assert_equal_weights(*weights[:2])
-    assert any(not torch.equal(value, weights[2][name]) for name, value in weights[0].items())
+    default, *named, top_k = weights
+    assert_equal_weights(default, named[[*FOCUS_MAPS].index("focus")])
+    for one, other in combinations([*named, top_k], 2):
+        assert any(not torch.equal(value, other[name]) for name, value in one.items())
 
 
 @pytest.mark.parametrize("family", PIPELINES)
@@ -70,7 +85,7 @@ def test_callable_map(tmp_path):
     assert torch.equal(context.level_B[:2], context.level_B[2:])
 
     errors = {}
-    mean_error = trainer.cell_weights(batch, trainer._noise(trainer._encode(batch)[0], batch["seed"]))[0]
+    mean_error = weights_of(trainer, batch).preference_BHW
     assert mean_error.shape == (4, 4, 4) and mean_error[:, :, 2:].sum() == 0
     trainer._own_map = lambda context: torch.ones(len(context.level_B), *context.grid)
     errors["all"] = trainer.compute_loss(trainer.model, batch).item()
@@ -152,10 +167,8 @@ def test_all_subjects_absent_is_valid(tmp_path):
     data = data.from_list(rows, features=data.features)
     assert data.features["chosen_masks"] == masks
     trainer = make_focus_trainer(tmp_path, train_dataset=data)
-    weights, _ = trainer.cell_weights(
-        batch := first_batch(trainer), trainer._noise(trainer._encode(batch)[0], batch["seed"])
-    )
-    assert torch.allclose(weights, torch.tensor(0.1))
+    weights = weights_of(trainer, first_batch(trainer))
+    assert torch.allclose(weights.preference_BHW, torch.tensor(0.1))
     trainer.train()
     assert math.isfinite(trainer.state.log_history[-1]["train_loss"])
 
@@ -172,3 +185,229 @@ def test_card_names_the_method(tmp_path):
     trainer.save_model()
     card = (tmp_path / "README.md").read_text()
     assert "focus-dpo" in card and "2509.01181" in card and "base_model" not in card
+
+
+# ---- Correspondence, read from the policy's own forward ----
+
+
+def by_hand(trainer, batch, block):
+    """Similarities from a forward of its own: hidden states by a plain hook, pooled and compared one by one."""
+    x_BCHW, prompt, references = trainer._encode(batch)
+    noised = trainer._noise(x_BCHW, batch["seed"])
+    states = []
+    module = trainer.family.denoiser.get_submodule(block)
+    handle = module.register_forward_hook(lambda module, args, output: states.append(output))
+    with torch.no_grad():
+        trainer.family.predict(trainer.model, noised.noisy_BCHW, noised.timestep_B, prompt, references)
+    handle.remove()
+    output = states[0]
+    hidden = output[1] if isinstance(output, tuple) else output
+    n_target, n_reference = noised.noisy_BCHW[0, 0].numel(), references[0][0, 0].numel()
+    hidden = hidden[:, -(n_target + n_reference * len(references)) :]
+    masks = batch["reference_masks"]
+    rows = []
+    for image in range(len(hidden)):
+        target, *shown = hidden[image].split([n_target] + [n_reference] * len(references))
+        for mask_Bhw, tokens in zip(masks, shown, strict=True):
+            weight = mask_Bhw[image % len(mask_Bhw)].flatten()
+            prototype = (tokens * weight[:, None]).sum(dim=0) / weight.sum()
+            rows.append(torch.nn.functional.cosine_similarity(target, prototype[None], dim=1))
+    return torch.stack(rows).reshape(len(hidden), len(references), *noised.noisy_BCHW.shape[-2:])
+
+
+def with_reference_masks(n):
+    data = make_pairs(n, n_references=2)
+    rng = np.random.default_rng(5)
+    return dataset_of(
+        *(
+            {**row, "reference_masks": [random_mask(rng), random_mask(rng)], "reference_subjects": [1, 0]}
+            for row in data
+        )
+    )
+
+
+@pytest.mark.parametrize("block", ["transformer_blocks.1", "single_transformer_blocks.0"])
+def test_similarity_is_that_of_the_policys_features(tmp_path, block):
+    contexts = []
+
+    @needs("similarity")
+    def own_map(context):
+        contexts.append(context)
+        return torch.ones(len(context.level_B), *context.grid)
+
+    trainer = shaken(
+        make_focus_trainer(
+            tmp_path, focus_map=own_map, focus_blocks=[block], train_dataset=with_reference_masks(4), crop="center"
+        )
+    )
+    batch = first_batch(trainer)
+    trainer.compute_loss(trainer.model, batch)
+    (context,) = contexts
+    torch.testing.assert_close(context.similarity_BRHW, by_hand(trainer, batch, block), rtol=1e-4, atol=1e-5)
+    assert context.reference_subjects_BR.tolist() == [[1, 0]] * 4
+    shares = torch.stack([mask.mean(dim=(1, 2)) for mask in batch["reference_masks"]], dim=1)
+    torch.testing.assert_close(context.reference_shares_BR, torch.cat([shares, shares]))
+    assert context.detail_BHW is None
+
+
+def test_several_blocks_are_averaged(tmp_path):
+    maps = []
+    blocks = ["transformer_blocks.1", "single_transformer_blocks.0"]
+    own_map = needs("similarity")(lambda c: maps.append(c.similarity_BRHW) or torch.ones(len(c.level_B), *c.grid))
+    for chosen in ([blocks[0]], [blocks[1]], blocks):
+        trainer = shaken(make_focus_trainer(tmp_path, focus_map=own_map, focus_blocks=chosen))
+        trainer.compute_loss(trainer.model, first_batch(trainer))
+    torch.testing.assert_close(maps[2], (maps[0] + maps[1]) / 2)
+    assert not torch.allclose(maps[0], maps[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("settings", [{"gradient_checkpointing": True}, {"bf16": True}])
+def test_tapping_changes_no_loss(tmp_path, settings):
+    """The same weights with and without the tap: the loss and its gradients are equal to the last bit."""
+
+    def uniform_map(context):
+        return torch.ones(len(context.level_B), *context.grid)
+
+    results = []
+    for own_map in (uniform_map, needs("similarity", "detail")(lambda context: uniform_map(context))):
+        trainer = shaken(make_focus_trainer(tmp_path, focus_map=own_map, **settings))
+        trainer.train()
+        results.append(lora_of(trainer))
+    assert_equal_weights(*results)
+
+
+def test_weights_are_those_of_the_map_on_the_policys_features(tmp_path):
+    trainer = shaken(make_focus_trainer(tmp_path, train_dataset=with_reference_masks(4)))
+    batch = first_batch(trainer)
+    weights = weights_of(trainer, batch)
+    noised = trainer._noise(trainer._encode(batch)[0], batch["seed"])
+    context = FocusContext(
+        noised.level_B,
+        (4, 4),
+        torch.cat([batch["chosen_masks"], batch["rejected_masks"]]),
+        by_hand(trainer, batch, trainer.family.feature_blocks[0]),
+        torch.tensor([[1, 0]] * 4),
+        detail_BHW=torch.cat([batch["chosen_detail"], batch["rejected_detail"]]),
+    )
+    expected = focus(context, FocusSettings(FocusWeights(0.1, 0.4, 0.2, 0.3, 0.2)))
+    assert weights.parts.keys() == expected.keys()
+    for name, part in expected.items():
+        torch.testing.assert_close(weights.parts[name], part, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("how,mean", [("mean", 1.0), ("subject", None)])
+def test_normalization(tmp_path, how, mean):
+    batch, weights = None, []
+    for normalization in ("none", how):
+        trainer = shaken(make_focus_trainer(tmp_path, focus_map="mask", focus_normalization=normalization))
+        batch = first_batch(trainer)
+        weights.append(weights_of(trainer, batch).preference_BHW)
+    masks = torch.cat([batch["chosen_masks"], batch["rejected_masks"]])
+    torch.testing.assert_close(weights[1], normalise(weights[0], how, masks))
+    if mean:
+        torch.testing.assert_close(weights[1].mean(dim=(1, 2)), torch.full((4,), mean))
+
+
+@pytest.mark.parametrize("where", ["similarity", "everywhere"])
+@pytest.mark.parametrize("name", ["mask", "patch", "focus"])
+def test_data_without_masks(tmp_path, where, name):
+    data = make_pairs(4, n_references=2, masks=False)
+    trainer = make_focus_trainer(tmp_path, focus_map=name, focus_prior=where, train_dataset=data)
+    trainer.train()
+    assert math.isfinite(trainer.state.log_history[-1]["train_loss"])
+    weights = weights_of(trainer, first_batch(trainer))
+    assert {"everywhere": {1.0}, "similarity": {0.0, 1.0}}[where] == {*weights.parts["prior"].unique().tolist()}
+
+
+def test_a_stream_gets_the_same_maps(tmp_path):
+    data = with_reference_masks(2)
+    parts = []
+    for kind in (data, data.to_iterable_dataset()):
+        trainer = shaken(make_focus_trainer(tmp_path, train_dataset=kind, train_sampling_strategy="sequential"))
+        parts.append(weights_of(trainer, first_batch(trainer)).parts)
+    for name, part in parts[0].items():
+        torch.testing.assert_close(part, parts[1][name], rtol=1e-4, atol=1e-4)
+
+
+class TestModelsWithoutReferenceTokens:
+    def test_masks_and_detail_are_left(self, tmp_path):
+        trainer = shaken(make_focus_trainer(tmp_path, family="sd15"))
+        assert trainer.args.focus_matching == "none" and trainer._tap is None
+        weights = weights_of(trainer, first_batch(trainer))
+        assert weights.parts.keys() == {"prior", "detail", "weights"}
+        prior, detail = weights.parts["prior"], weights.parts["detail"]
+        torch.testing.assert_close(weights.preference_BHW, 0.1 + 0.7 * prior + 0.2 * detail)
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"focus_matching": "graded"},
+            {"focus_map": "patch", "focus_matching": "top_k"},
+            {"focus_map": "mask", "focus_prior": "similarity"},
+            {"focus_map": needs("similarity")(lambda context: None)},
+        ],
+    )
+    def test_correspondence_is_refused(self, tmp_path, settings):
+        with pytest.raises(ValueError, match="tokens of their references, and StableDiffusion has none: set"):
+            make_focus_trainer(tmp_path, family="sd15", **settings)
+
+    def test_what_is_made_of_it_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match="'patch'` is made of a matching"):
+            make_focus_trainer(tmp_path, family="sd15", focus_map="patch")
+        with pytest.raises(ValueError, match="detail_gate='alignment'"):
+            make_focus_trainer(tmp_path, family="sd15", detail_gate="alignment")
+
+
+def test_unknown_blocks_are_refused_before_training(tmp_path):
+    with pytest.raises(ValueError, match="no block 'layers.3'. It has transformer_blocks.0"):
+        make_focus_trainer(tmp_path, focus_blocks=["layers.3"])
+
+
+@pytest.mark.parametrize("name", ["uniform", "mask"])
+def test_maps_that_need_nothing_cost_nothing(tmp_path, name):
+    trainer = make_focus_trainer(tmp_path, focus_map=name)
+    assert trainer._tap is None and "chosen_detail" not in first_batch(trainer)
+
+
+# ---- Metrics ----
+
+
+def test_metrics_of_focus(tmp_path):
+    trainer = shaken(make_focus_trainer(tmp_path, train_dataset=with_reference_masks(4)))
+    batch = first_batch(trainer)
+    _, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    metrics = trainer._metrics["train"].pop(trainer.accelerator)
+    weights = weights_of(trainer, batch)
+    prior, matched = weights.parts["prior"], weights.parts["matched"]
+    on_subjects = (weights.preference_BHW * prior).sum(dim=(1, 2)) / weights.preference_BHW.sum(dim=(1, 2))
+    alignment = matched.sum(dim=(1, 2)) / prior.sum(dim=(1, 2))
+    for i, image in enumerate(("chosen", "rejected")):
+        half = slice(2 * i, 2 * i + 2)
+        assert metrics[f"focus/weight_on_subjects/{image}"] == pytest.approx(on_subjects[half].mean().item(), rel=1e-4)
+        assert metrics[f"focus/alignment/{image}"] == pytest.approx(alignment[half].mean().item(), rel=1e-3)
+    inside, outside = (metrics[f"rewards/margins/{name}"] for name in ("inside", "outside"))
+    assert inside + outside == pytest.approx(metrics["rewards/margins"], rel=1e-4)
+    assert abs(inside) > 1e-6 and abs(outside) > 1e-6
+    for name in ("rewards/margins/inside", "focus/alignment", "focus/weight_on_subjects"):
+        levels = [key for key in metrics if key.startswith(f"{name}/level_")]
+        assert 1 <= len(levels) <= 2
+
+
+def test_margin_outside_is_nothing_where_the_background_weighs_nothing(tmp_path):
+    boxes = make_pairs(4, n_references=1, size=(64, 64))
+    trainer = shaken(make_focus_trainer(tmp_path, focus_map="mask", background_weight=0.0, train_dataset=boxes))
+    batch = first_batch(trainer)
+    for name in ("chosen_masks", "rejected_masks"):
+        batch[name] = (batch[name] > 0.5).float()
+    trainer.compute_loss(trainer.model, batch)
+    assert trainer._metrics["train"].pop(trainer.accelerator)["rewards/margins/outside"] == 0
+
+
+def test_a_callback_that_returns_a_wrong_shape_is_refused_by_name(tmp_path):
+    class Flat(FocusMapCallback):
+        def on_focus_maps(self, args, state, control, focus_maps, batch, **kwargs):
+            return {"weights": focus_maps["weights"].flatten(1)}
+
+    trainer = make_focus_trainer(tmp_path, callbacks=[Flat()])
+    with pytest.raises(ValueError, match=r"`Flat.on_focus_maps` \(map 'weights'\) returned \(4, 16\).*\(4, 4, 4\)"):
+        trainer.train()

@@ -8,8 +8,9 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 
+from .detail import DETAIL_COLUMNS
 from .layout import LayoutRule, RowKey
-from .schema import decode_image, mask_to_array
+from .schema import decode_image, mask_to_array, reference_subject_indices
 
 
 def _covering_box(size: tuple[int, int], target: tuple[int, int], at: tuple[float, float]) -> tuple[float, ...]:
@@ -67,6 +68,10 @@ class DataCollatorForDiffusionPreference:
         - `references` (list of N uint8 tensors of shape `(B, 3, h, w)`)
         - `chosen_masks`, `rejected_masks` (float of shape `(B, S, H / cell, W / cell)` in [0, 1], area-averaged; only
           where every row has them; an absent subject is all zero)
+        - `reference_masks` (list of N float tensors of shape `(B, h / cell, w / cell)` in [0, 1], resized as their
+          references; 1 where a row has none)
+        - `reference_subjects` (long of shape `(B, N)`: the subject, in [0, S), that each reference shows)
+        - `chosen_detail`, `rejected_detail` (float of shape `(B, H / cell, W / cell)` in [0, 1]; where rows have them)
         - `counts` (float of shape `(B,)`): 1, or 0 for a row that only fills up the batch
         - `row`, `seed` (`list[int]`)
     """
@@ -81,11 +86,11 @@ class DataCollatorForDiffusionPreference:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         pairs = [self.pair(row) for row in rows]
         batch = {name: [pair[name] for pair in pairs] for name in ("prompt", "row", "seed")}
-        for name in ("chosen", "rejected", "counts"):
-            batch[name] = torch.stack([pair[name] for pair in pairs])
-        batch["references"] = [
-            torch.stack(images) for images in zip(*(pair["references"] for pair in pairs), strict=True)
-        ]
+        for name in ("chosen", "rejected", "counts", "reference_subjects", *DETAIL_COLUMNS):
+            if name in pairs[0]:
+                batch[name] = torch.stack([pair[name] for pair in pairs])
+        for name in ("references", "reference_masks"):
+            batch[name] = [torch.stack(images) for images in zip(*(pair[name] for pair in pairs), strict=True)]
         for name in ("chosen_masks", "rejected_masks"):
             masks = [pair[name] for pair in pairs]
             if all(mask is not None for mask in masks):
@@ -124,13 +129,35 @@ class DataCollatorForDiffusionPreference:
                     cells_HW.copy_(torch.from_numpy(area_average(mask_HW, box(mask_HW.shape[::-1]), grid)))
             return cells_SHW.flip(-1) if flip else cells_SHW
 
+        def detail(image: PIL.Image.Image) -> torch.Tensor:
+            grid = height // self.cell_size, width // self.cell_size
+            density_HW = area_average(np.asarray(image, np.float32) / 255, box(image.size), grid)
+            return torch.from_numpy(np.flip(density_HW, -1).copy() if flip else density_HW).float()
+
+        references = [self.layout_rule.references.prepare(image) for image in references]
         return {
             "prompt": "" if dropped else row["prompt"],
-            "references": [image_to_tensor(self.layout_rule.references.prepare(image)) for image in references],
+            "references": [image_to_tensor(image) for image in references],
+            "reference_masks": self.reference_masks(row, references),
+            "reference_subjects": torch.tensor(reference_subject_indices(row), dtype=torch.long),
             "chosen_masks": masks("chosen"),
             "rejected_masks": masks("rejected"),
             "counts": torch.tensor(float(key.counts)),
             "row": key.row,
             "seed": int(seeds.generate_state(1, np.uint64)[0]),
             **{name: image_to_tensor(place(image)) for name, image in images.items()},
+            **{name: detail(row[name]) for name in DETAIL_COLUMNS if name in row},
         }
+
+    def reference_masks(self, row: dict[str, Any], references: list[PIL.Image.Image]) -> list[torch.Tensor]:
+        """Mask of the subject on each prepared reference, on its token grid."""
+        masks = []
+        for image, value in zip(references, row.get("reference_masks") or [None] * len(references), strict=True):
+            grid = image.height // self.cell_size, image.width // self.cell_size
+            mask = np.ones(grid, np.float32)
+            if value is not None:
+                mask = PIL.Image.fromarray((mask_to_array(value) * 255).round().astype(np.uint8))
+                mask = np.asarray(self.layout_rule.references.prepare(mask), np.float32) / 255
+                mask = area_average(mask, (0, 0, *image.size), grid).astype(np.float32)
+            masks.append(torch.from_numpy(mask))
+        return masks

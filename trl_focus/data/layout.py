@@ -186,18 +186,28 @@ class PreferenceRows(torch.utils.data.Dataset):
         rows (`list[int]`, *optional*):
             What each row is called, in messages and in its seed: its index in the dataset as the user gave it, where ties
             were dropped since. Defaults to its index here.
+        details (`datasets.Dataset`, *optional*):
+            Further columns of the same rows.
     """
 
-    def __init__(self, dataset: datasets.Dataset, layouts: list[Layout], rows: list[int] | None = None):
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        layouts: list[Layout],
+        rows: list[int] | None = None,
+        details: datasets.Dataset | None = None,
+    ):
         self.dataset = dataset
         self.layouts = layouts
         self.rows = rows or range(len(dataset))
+        self.details = details
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, key: RowKey) -> dict[str, Any]:
-        return {**self.dataset[key.row], "key": key._replace(row=self.rows[key.row])}
+        details = {} if self.details is None else self.details[key.row]
+        return {**self.dataset[key.row], **details, "key": key._replace(row=self.rows[key.row])}
 
 
 class PreferenceStream(torch.utils.data.IterableDataset):
@@ -214,6 +224,8 @@ class PreferenceStream(torch.utils.data.IterableDataset):
             Takes (row, number) and returns the row's [`Layout`], or `None` to leave the row out; raises on a bad row.
         batch_size, rank, world_size (`int`), drop_last (`bool`):
             As in [`LayoutBatchSampler`].
+        details (`Callable`, *optional*):
+            Takes a row and returns further columns of it.
     """
 
     def __init__(
@@ -224,6 +236,7 @@ class PreferenceStream(torch.utils.data.IterableDataset):
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = False,
+        details: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ):
         self.dataset = dataset
         self.inspect = inspect
@@ -231,6 +244,7 @@ class PreferenceStream(torch.utils.data.IterableDataset):
         self.rank = rank
         self.world_size = world_size
         self.drop_last = drop_last
+        self.details = details
         self._epoch = torch.tensor(0).share_memory_()  # workers that outlive an epoch see it change
 
     @property
@@ -250,7 +264,9 @@ class PreferenceStream(torch.utils.data.IterableDataset):
 
         def share() -> Iterator[list[dict[str, Any]]]:
             mine = ready[self.rank]
-            yield [{**rows[key._replace(counts=True)], "key": key} for key in mine]
+            given = [rows[key._replace(counts=True)] for key in mine]
+            details = [self.details(row) if self.details else {} for row in given]
+            yield [{**row, **more, "key": key} for row, more, key in zip(given, details, mine, strict=True)]
             for key in {key._replace(counts=True) for batch in ready for key in batch}:
                 del rows[key]
             ready.clear()

@@ -1,11 +1,13 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
 import datasets
 from transformers.utils import logging
 
+from .detail import detail_columns, with_detail
 from .layout import Layout, LayoutRule, PreferenceRows, PreferenceStream
 from .schema import COLUMNS, check_columns, check_streamed_row, validate_dataset
 
@@ -15,12 +17,18 @@ logger = logging.get_logger(__name__)
 PreferenceDataset = datasets.Dataset | datasets.IterableDataset
 
 NO_MASKS = (
-    "has no `chosen_masks` and `rejected_masks`, which the focus map needs: add them, or set `focus_map='uniform'`"
+    "has no `chosen_masks` and `rejected_masks`, which the focus map needs: add them, or set `focus_prior` to 'similarity' "
+    "(subjects are then found by their references) or 'everywhere', or `focus_map` to 'uniform'"
 )
+NO_REFERENCES = "has no `references`, by which the focus map is to find its subjects (`focus_prior='similarity'`)"
 
 
 def prepare_preferences(
-    dataset: PreferenceDataset, rule: LayoutRule, ties: str = "error", num_proc: int | None = None, masks: bool = False
+    dataset: PreferenceDataset,
+    rule: LayoutRule,
+    ties: str = "error",
+    num_proc: int | None = None,
+    needs: Collection[str] = (),
 ) -> PreferenceRows | PreferenceStream:
     """
     Checks a preference dataset against the schema and a model, and finds each row's layout. A stream is checked row by
@@ -35,15 +43,16 @@ def prepare_preferences(
             `"error"` refuses pairs whose two images are the same, `"drop"` leaves them out.
         num_proc (`int`, *optional*):
             Processes that check the rows of a map-style dataset.
-        masks (`bool`, *optional*, defaults to `False`):
-            Whether every row must have masks.
+        needs (`Collection[str]`, *optional*):
+            What a focus map needs: `"masks"` or `"references"` in every row, `"similarity"` to the references that some row
+            has, and `"detail"`, which is measured here (of a stream as it is read).
 
     Raises:
         TypeError: If it is no dataset, or a column is of the wrong type.
         ValueError: If rows can't be trained on; the message names them, with the column and the way out.
     """
     if isinstance(dataset, datasets.IterableDataset):
-        return _prepare_stream(dataset.with_format(None), rule, ties, masks)
+        return _prepare_stream(dataset.with_format(None), rule, ties, needs)
     if not isinstance(dataset, datasets.Dataset):
         raise TypeError(
             f"The dataset must be a `datasets.Dataset` or a `datasets.IterableDataset`, got {type(dataset).__name__}"
@@ -58,8 +67,7 @@ def prepare_preferences(
     layouts, problems = [], []
     for report in reports:
         try:
-            if masks and not report["has_masks"]:
-                raise ValueError(NO_MASKS)
+            _check_needs(needs, report["has_masks"], report["reference_sizes"])
             layouts.append(
                 rule(
                     (report["width"], report["height"]),
@@ -72,16 +80,28 @@ def prepare_preferences(
     if problems:
         more = f"\n... and {len(problems) - 10} more rows" if len(problems) > 10 else ""
         raise ValueError("\n".join(["Nothing was trained:", *problems[:10]]) + more)
+    if "similarity" in needs and not any(layout.reference_sizes for layout in layouts):
+        raise ValueError(
+            "No row has `references`, and the focus map compares images with them. Add them, or set `focus_matching='none'`."
+        )
     if len({*layouts}) > len(layouts) / 2 > 8:
         logger.warning(
             f"{len(layouts)} rows have {len({*layouts})} layouts (target size, number and sizes of references), and a batch holds "
             "rows of one. Most batches will hold a single row: bring references to a few common sizes."
         )
     dataset = dataset.select_columns([name for name in COLUMNS if name in dataset.column_names])
-    return PreferenceRows(dataset, layouts, list(reports["row"]))
+    details = detail_columns(dataset, rule, num_proc) if "detail" in needs else None
+    return PreferenceRows(dataset, layouts, list(reports["row"]), details)
 
 
-def _inspect(row: dict[str, Any], number: int, rule: LayoutRule, ties: str, masks: bool) -> Layout | None:
+def _check_needs(needs: Collection[str], has_masks: bool, references: Collection):
+    if "masks" in needs and not has_masks:
+        raise ValueError(NO_MASKS)
+    if "references" in needs and not references:
+        raise ValueError(NO_REFERENCES)
+
+
+def _inspect(row: dict[str, Any], number: int, rule: LayoutRule, ties: str, needs: Collection[str]) -> Layout | None:
     report = check_streamed_row(row, number)
     if report.tie:
         if ties == "drop":
@@ -90,15 +110,16 @@ def _inspect(row: dict[str, Any], number: int, rule: LayoutRule, ties: str, mask
             f"row {number}: `chosen` and `rejected` are the same picture, which teaches nothing. Set `ties='drop'` "
             "to leave such rows out."
         )
-    if masks and not report.has_masks:
-        raise ValueError(f"row {number}: {NO_MASKS}")
     try:
+        _check_needs(needs, report.has_masks, report.reference_sizes)
         return rule(report.chosen_size, report.rejected_size, report.reference_sizes)
     except ValueError as error:
         raise ValueError(f"row {number}: {error}") from error
 
 
-def _prepare_stream(dataset: datasets.IterableDataset, rule: LayoutRule, ties: str, masks: bool) -> PreferenceStream:
+def _prepare_stream(
+    dataset: datasets.IterableDataset, rule: LayoutRule, ties: str, needs: Collection[str]
+) -> PreferenceStream:
     check_columns(dataset)
     if getattr(dataset, "_distributed", None) is not None:
         raise ValueError(
@@ -108,4 +129,8 @@ def _prepare_stream(dataset: datasets.IterableDataset, rule: LayoutRule, ties: s
     if dataset.features is not None:
         # Images stay encoded until their batch is collated
         dataset = dataset.select_columns([name for name in COLUMNS if name in dataset.features]).decode(False)
-    return PreferenceStream(dataset, partial(_inspect, rule=rule, ties=ties, masks=masks))
+    return PreferenceStream(
+        dataset,
+        partial(_inspect, rule=rule, ties=ties, needs=needs),
+        details=partial(with_detail, rule=rule) if "detail" in needs else None,
+    )

@@ -15,6 +15,9 @@ import torch
 from .correspondence import Correspondence
 
 
+GATES = ("level", "alignment")
+NORMALIZATIONS = ("none", "mean", "subject")
+
 # Weight, in full cells, under which a subject counts as absent where subjects are balanced
 LEAST = 1e-6
 
@@ -102,19 +105,18 @@ def detail_gate(level_B: torch.Tensor, alignment_B: torch.Tensor | None, by: str
 
 
 @torch.no_grad()
-def compose(
+def focus_parts(
     prior_BHW: torch.Tensor,
-    correspondence: Correspondence | None,
-    detail_BHW: torch.Tensor | None,
-    gate_B: torch.Tensor,
-    level_B: torch.Tensor,
-    weights: FocusWeights,
-) -> torch.Tensor:
+    correspondence: Correspondence | None = None,
+    detail_BHW: torch.Tensor | None = None,
+    gate_B: torch.Tensor | None = None,
+    level_B: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
     """
-    The focus map: `b + M_prior [lambda_p + lambda_s (1 - M') (1 - M_leak) + lambda_l M_leak + lambda_d gate (1 - level) M_d]`.
+    The parts of a focus map, of which its weights are a linear sum: see [`weigh`].
 
     Structure has no schedule of its own, because `M'` grows by itself as noise falls; detail fades in as noise, which
-    hides it, falls. A part that is `None` adds nothing.
+    hides it, falls.
 
     Args:
         prior_BHW (`torch.Tensor` of shape `(B, H, W)`):
@@ -122,27 +124,47 @@ def compose(
         correspondence ([`Correspondence`], *optional*):
             `M'` and `M_leak`.
         detail_BHW (`torch.Tensor` of shape `(B, H, W)`, *optional*):
-            `M_d` in [0, 1]: information density of the image.
-        gate_B (`torch.Tensor` of shape `(B,)`):
-            Whether detail counts, 0 or 1.
-        level_B (`torch.Tensor` of shape `(B,)`):
-            Noise level in [0, 1].
+            Information density of the image in [0, 1].
+        gate_B, level_B (`torch.Tensor` of shape `(B,)`, *optional*):
+            Whether detail counts, 0 or 1, and the noise level in [0, 1]: needed with `detail_BHW`.
+
+    Returns:
+        `dict[str, torch.Tensor]`, each of shape `(B, H, W)`, fp32 in [0, 1]: `"prior"`; with a correspondence `"matched"`
+        (`M_prior M'`, which has no weight), `"structure"` (`M_s = M_prior (1 - M') (1 - M_leak)`) and `"leak"` (`M_prior
+        M_leak`); with detail `"detail"` (`M_prior gate (1 - level) M_d`).
+    """
+    prior_BHW = prior_BHW.float()
+    parts = {"prior": prior_BHW}
+    if correspondence is not None:
+        matched_BHW, leak_BHW = (part_BHW.float() for part_BHW in correspondence)
+        parts["matched"] = prior_BHW * matched_BHW
+        parts["structure"] = prior_BHW * (1 - matched_BHW) * (1 - leak_BHW)
+        parts["leak"] = prior_BHW * leak_BHW
+    if detail_BHW is not None:
+        open_B11 = (gate_B.float() * (1 - level_B.float()))[:, None, None]
+        parts["detail"] = prior_BHW * open_B11 * detail_BHW.float()
+    return parts
+
+
+@torch.no_grad()
+def weigh(parts: dict[str, torch.Tensor], weights: FocusWeights) -> torch.Tensor:
+    """
+    The focus map: `W = b + lambda_p M_prior + lambda_s M_s + lambda_l M_leak + lambda_d M_d`. Parts that are not there add
+    nothing.
+
+    Args:
+        parts (`dict[str, torch.Tensor]`, each of shape `(B, H, W)`):
+            What [`focus_parts`] returns; `"prior"` at least.
         weights ([`FocusWeights`]):
             Weight of each part.
 
     Returns:
         `torch.Tensor` of shape `(B, H, W)`, fp32, at least 0.
     """
-    prior_BHW = prior_BHW.float()
-    focus_BHW = weights.prior * prior_BHW
-    if correspondence is not None:
-        matched_BHW, leak_BHW = (part_BHW.float() for part_BHW in correspondence)
-        misaligned_BHW = (1 - matched_BHW) * (1 - leak_BHW)
-        focus_BHW = focus_BHW + prior_BHW * (weights.structure * misaligned_BHW + weights.leak * leak_BHW)
-    if detail_BHW is not None:
-        open_B11 = (gate_B.float() * (1 - level_B.float()))[:, None, None]
-        focus_BHW = focus_BHW + weights.detail * open_B11 * detail_BHW.float() * prior_BHW
-    return weights.background + focus_BHW
+    weighted = (
+        getattr(weights, name) * parts[name] for name in ("prior", "structure", "leak", "detail") if name in parts
+    )
+    return weights.background + sum(weighted)
 
 
 @torch.no_grad()

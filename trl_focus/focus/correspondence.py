@@ -167,22 +167,32 @@ def graded(
 
 
 @torch.no_grad()
-def prior_from_similarity(similarity_BRHW: torch.Tensor, reference_shares_BR: torch.Tensor) -> torch.Tensor:
+def masks_from_similarity(
+    similarity_BRHW: torch.Tensor, reference_shares_BR: torch.Tensor, reference_subjects_BR: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    `M_prior` without masks on the image: the union of each reference's best cells, as large a share of the image as the
-    subject has of its reference [our decision].
+    Subject masks for images that have none: of each reference its most similar cells, as many as its subject covers of it,
+    on an R-th of the image [our decision]. References of one subject share a mask, and subjects may overlap.
 
     Args:
         similarity_BRHW (`torch.Tensor` of shape `(B, R, H, W)`):
             Similarity of each reference with each cell, in [-1, 1].
         reference_shares_BR (`torch.Tensor` of shape `(B, R)`):
             Mean of each reference's mask, in [0, 1].
+        reference_subjects_BR (`torch.Tensor` of shape `(B, R)`):
+            Which subject each reference shows, a long; a reference with a negative one is left out.
 
     Returns:
-        `torch.Tensor` of shape `(B, H, W)`, 0 or 1.
+        `tuple`: masks of shape `(B, R, H, W)`, 0 or 1, one per subject at the place of its first reference and 0 elsewhere,
+        and that place for each reference, a long of shape `(B, R)`, or -1.
     """
-    cells = similarity_BRHW.shape[2] * similarity_BRHW.shape[3]
-    return _best(similarity_BRHW, reference_shares_BR.float() * cells).any(dim=1).float()
+    references, height, width = similarity_BRHW.shape[1:]
+    best_BRHW = _best(similarity_BRHW, reference_shares_BR.float() * (height * width / references))
+    same_BRR = reference_subjects_BR.unsqueeze(2) == reference_subjects_BR.unsqueeze(1)
+    first_BR = same_BRR.int().argmax(dim=2).where(reference_subjects_BR >= 0, -1)
+    own_BRS, _ = _subjects(first_BR, references)
+    masks_BSHW = (best_BRHW.unsqueeze(2) & own_BRS[..., None, None]).any(dim=1)
+    return masks_BSHW.float(), first_BR
 
 
 @torch.no_grad()

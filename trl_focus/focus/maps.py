@@ -2,13 +2,20 @@
 """
 Focus maps: how much each cell of the denoiser's token grid weighs in the error of an image.
 
-Tensor names carry their shape: B images, S subjects, H W the token grid.
+Tensor names carry their shape: B images, R references, S subjects, H W the token grid.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+
+from .allocation import FocusWeights, detail_gate, focus_parts, match_share, weigh
+from .correspondence import Correspondence, alignment_ratio, graded, masks_from_similarity, top_k
+
+
+PRIORS = ("masks", "similarity", "everywhere")
+MATCHINGS = ("graded", "top_k", "none")
 
 
 @dataclass(frozen=True)
@@ -24,11 +31,65 @@ class FocusContext:
         subject_masks_BSHW (`torch.Tensor` of shape `(B, S, H, W)`, *optional*):
             Mask of each subject in [0, 1], each image its own; all zero where a subject is absent. `None` where the data
             has no masks.
+        similarity_BRHW (`torch.Tensor` of shape `(B, R, H, W)`, *optional*):
+            Cosine similarity in [-1, 1] of each reference's prototype with each cell, of the policy's own features. `None`
+            where the map does not ask for it, or the images have no references.
+        reference_subjects_BR (`torch.Tensor` of shape `(B, R)`, *optional*):
+            Index in [0, S) of the subject that each reference shows.
+        reference_shares_BR (`torch.Tensor` of shape `(B, R)`, *optional*):
+            Share of each reference that its mask covers, in [0, 1].
+        detail_BHW (`torch.Tensor` of shape `(B, H, W)`, *optional*):
+            Information density of each image in [0, 1]. `None` where the map does not ask for it.
     """
 
     level_B: torch.Tensor
     grid: tuple[int, int]
     subject_masks_BSHW: torch.Tensor | None = None
+    similarity_BRHW: torch.Tensor | None = None
+    reference_subjects_BR: torch.Tensor | None = None
+    reference_shares_BR: torch.Tensor | None = None
+    detail_BHW: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class FocusSettings:
+    """
+    How the named maps are made.
+
+    Args:
+        weights ([`FocusWeights`]):
+            Weight of each part.
+        prior (`str`):
+            Where the subjects are: `"masks"` of the data, `"similarity"` to the references, or `"everywhere"`.
+        matching (`str`):
+            How similarity becomes correspondence: `"graded"`, `"top_k"`, or `"none"`.
+        gate (`str`), gate_threshold (`float`):
+            When detail counts: see [`detail_gate`].
+    """
+
+    weights: FocusWeights = FocusWeights()
+    prior: str = "masks"
+    matching: str = "graded"
+    gate: str = "level"
+    gate_threshold: float = 0.5
+
+
+def needs(*inputs: str):
+    """
+    Says what of [`FocusContext`] a map can't do without, so that no other map pays for it.
+
+    Args:
+        inputs (`str`):
+            Of `"masks"`, `"similarity"` and `"detail"`.
+    """
+    if unknown := {*inputs} - {"masks", "similarity", "detail"}:
+        raise ValueError(f"A map can need 'masks', 'similarity' or 'detail', not {', '.join(map(repr, unknown))}.")
+
+    def mark(focus_map: Callable) -> Callable:
+        focus_map.needs = frozenset(inputs)
+        return focus_map
+
+    return mark
 
 
 def prior(context: FocusContext) -> torch.Tensor:
@@ -49,18 +110,100 @@ def prior(context: FocusContext) -> torch.Tensor:
     return masks_BSHW.amax(dim=1)
 
 
-def uniform(context: FocusContext, background_weight: float, prior_weight: float) -> torch.Tensor:
+def with_prior(context: FocusContext, settings: FocusSettings) -> FocusContext:
+    """The context with the subject masks that the settings ask for, and each reference's index among them."""
+    if settings.prior == "masks":
+        return context
+    subjects_BR = context.reference_subjects_BR
+    if settings.prior == "everywhere":
+        masks_BSHW = context.level_B.new_ones(len(context.level_B), 1, *context.grid)
+        subjects_BR = None if subjects_BR is None else subjects_BR.clamp(max=0)
+    else:
+        masks_BSHW, subjects_BR = masks_from_similarity(
+            context.similarity_BRHW, context.reference_shares_BR, subjects_BR
+        )
+    return replace(context, subject_masks_BSHW=masks_BSHW, reference_subjects_BR=subjects_BR)
+
+
+def correspondence(context: FocusContext, settings: FocusSettings) -> Correspondence | None:
+    """Where references are matched and where they leak; `None` without matching or without references."""
+    if context.similarity_BRHW is None or settings.matching == "none":
+        return None
+    similarities = context.similarity_BRHW, context.reference_subjects_BR, context.subject_masks_BSHW
+    if settings.matching == "top_k":
+        return top_k(*similarities, match_share(context.level_B))
+    return graded(*similarities)
+
+
+def uniform(context: FocusContext, settings: FocusSettings) -> dict[str, torch.Tensor]:
     """`W = 1`: Diffusion-DPO."""
-    return context.level_B.new_ones(len(context.level_B), *context.grid)
+    return {"weights": context.level_B.new_ones(len(context.level_B), *context.grid)}
 
 
-def mask(context: FocusContext, background_weight: float, prior_weight: float) -> torch.Tensor:
+@needs("masks")
+def mask(context: FocusContext, settings: FocusSettings) -> dict[str, torch.Tensor]:
     """`W = b + lambda_p M_prior`: the background weighs `b`, a subject's cell `b + lambda_p`."""
-    return background_weight + prior_weight * prior(context)
+    parts = focus_parts(prior(with_prior(context, settings)))
+    return {**parts, "weights": weigh(parts, settings.weights)}
+
+
+@needs("masks", "similarity")
+def patch(context: FocusContext, settings: FocusSettings) -> dict[str, torch.Tensor]:
+    """
+    In the spirit of [PatchDPO](https://huggingface.co/papers/2412.03177), which rewards patches of high quality and penalizes
+    those of low: with `M'` the quality of a cell, `W = b + lambda_p M_prior M'` on chosen images and `b + lambda_p M_prior (1
+    - M')` on rejected ones. PatchDPO itself has no reference model and takes quality from a vision model of its own.
+    """
+    context = with_prior(context, settings)
+    parts = focus_parts(prior(context), correspondence(context, settings))
+    counted_BHW = parts["prior"]  # without references nothing tells good cells from bad
+    if "matched" in parts:
+        chosen = len(counted_BHW) // 2
+        counted_BHW = torch.cat([parts["matched"][:chosen], (counted_BHW - parts["matched"])[chosen:]])
+    return {**parts, "weights": settings.weights.background + settings.weights.prior * counted_BHW}
+
+
+@needs("masks", "similarity", "detail")
+def focus(context: FocusContext, settings: FocusSettings) -> dict[str, torch.Tensor]:
+    """
+    The map of [FocusDPO](https://huggingface.co/papers/2509.01181), as composed by [`weigh`]: subjects, more where they do not
+    match their reference yet, and their detail once noise has fallen.
+    """
+    context = with_prior(context, settings)
+    prior_BHW = prior(context)
+    found = correspondence(context, settings)
+    gate_B = None
+    if context.detail_BHW is not None:
+        # Without references there is nothing to be aligned with
+        alignment_B = torch.zeros_like(context.level_B) if found is None else alignment_ratio(found[0], prior_BHW)
+        gate_B = detail_gate(context.level_B, alignment_B, settings.gate, settings.gate_threshold)
+    parts = focus_parts(prior_BHW, found, context.detail_BHW, gate_B, context.level_B)
+    return {**parts, "weights": weigh(parts, settings.weights)}
 
 
 # Name -> map. A new map is one function and one entry here, or a callable of the user's.
-FOCUS_MAPS: dict[str, Callable[..., torch.Tensor]] = {"uniform": uniform, "mask": mask}
+FOCUS_MAPS: dict[str, Callable[[FocusContext, FocusSettings], dict[str, torch.Tensor]]] = {
+    "uniform": uniform,
+    "mask": mask,
+    "patch": patch,
+    "focus": focus,
+}
 
-# What needs masks in every row of the data.
-NEEDS_MASKS = {"mask"}
+
+def required(name: str, settings: FocusSettings) -> frozenset[str]:
+    """
+    What of the data and the model a named map needs with these settings.
+
+    Returns:
+        `frozenset[str]`: Of `"masks"`, `"references"` (in every row), `"similarity"` and `"detail"`.
+    """
+    wanted = {*getattr(FOCUS_MAPS[name], "needs", ())}
+    if settings.matching == "none":
+        wanted.discard("similarity")
+    if settings.weights.detail == 0:
+        wanted.discard("detail")
+    if "masks" in wanted and settings.prior != "masks":
+        wanted.discard("masks")
+        if settings.prior == "similarity":
+            wanted |= {"references", "similarity"}
+    return frozenset(wanted)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import set_seed
@@ -41,6 +41,24 @@ logger = logging.get_logger(__name__)
 
 STATE_NAME = "diffusion_dpo_state.json"
 LEVEL_BINS = [(0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0)]
+
+
+class CellWeights(NamedTuple):
+    """
+    Weights of the cells of the 2B images of a batch, each of shape `(2B, H, W)`; `None` is 1 everywhere.
+
+    Attributes:
+        preference_BHW (`torch.Tensor`, *optional*):
+            Weights of the errors that are compared.
+        sft_BHW (`torch.Tensor`, *optional*):
+            Weights of the error of the `"sft"` loss.
+        parts (`dict[str, torch.Tensor]`):
+            Maps that the weights were made of, by name.
+    """
+
+    preference_BHW: torch.Tensor | None = None
+    sft_BHW: torch.Tensor | None = None
+    parts: dict[str, torch.Tensor] = {}
 
 
 class DiffusionDPOTrainer(_BaseTrainer):
@@ -145,6 +163,7 @@ class DiffusionDPOTrainer(_BaseTrainer):
         ref_denoiser = load_reference(ref_model, self.family, args) if ref_model is not None else None
 
         # Data
+        self.args = args  # its preparation may ask for them
         self.layout_rule = LayoutRule(
             args.resolution or self.family.default_resolution,
             self.family.cell_size,
@@ -154,9 +173,8 @@ class DiffusionDPOTrainer(_BaseTrainer):
         collator = partial(DataCollatorForDiffusionPreference, self.layout_rule, self.family.cell_size)
         self.eval_collator = data_collator or collator(args.eval_seed, "none" if args.crop == "none" else "center")
         data_collator = data_collator or collator(args.seed, args.crop, args.random_flip, args.caption_dropout)
-        prepare = partial(self._prepare_dataset, args=args)
         with args.main_process_first(local=False, desc="checking preference pairs"):  # the others read its cache
-            train_dataset, eval_dataset = each_dataset(prepare, train_dataset, eval_dataset)
+            train_dataset, eval_dataset = each_dataset(self._prepare_dataset, train_dataset, eval_dataset)
 
         # Policy: LoRA weights are random, so the seed comes first
         set_seed(args.seed)
@@ -211,10 +229,8 @@ class DiffusionDPOTrainer(_BaseTrainer):
 
     # ---- Data ----
 
-    def _prepare_dataset(
-        self, dataset: PreferenceDataset, args: DiffusionDPOConfig
-    ) -> PreferenceRows | PreferenceStream:
-        return prepare_preferences(dataset, self.layout_rule, args.ties, args.dataset_num_proc)
+    def _prepare_dataset(self, dataset: PreferenceDataset) -> PreferenceRows | PreferenceStream:
+        return prepare_preferences(dataset, self.layout_rule, self.args.ties, self.args.dataset_num_proc)
 
     def _loader(self, dataset: PreferenceRows | PreferenceStream, batch_size: int, train: bool) -> DataLoader:
         collator = self.data_collator if train else self.eval_collator
@@ -244,7 +260,7 @@ class DiffusionDPOTrainer(_BaseTrainer):
         if eval_dataset is None:
             raise ValueError("Evaluation needs an `eval_dataset`: give one to the trainer, or to `evaluate`.")
         if not isinstance(eval_dataset, PreferenceRows | PreferenceStream):
-            eval_dataset = named_dataset("eval_dataset", partial(self._prepare_dataset, args=self.args), eval_dataset)
+            eval_dataset = named_dataset("eval_dataset", self._prepare_dataset, eval_dataset)
         return self._loader(eval_dataset, self.args.eval_batch_size, train=False)
 
     def get_test_dataloader(self, test_dataset: PreferenceDataset) -> DataLoader:
@@ -298,14 +314,21 @@ class DiffusionDPOTrainer(_BaseTrainer):
         with as_reference(policy, REFERENCE if self.reference == "initial_adapter" else None):
             return error(self.model)  # not the DDP wrapper: no gradient, no bookkeeping of its reducer
 
-    def cell_weights(self, batch: dict[str, Any], noised: Noised) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """
-        Weights of the cells of the 2B images (chosen first), each of shape `(2B, H, W)` or `None` for 1 everywhere.
+    def watch(
+        self, batch: dict[str, Any], noised: Noised, references: list[torch.Tensor]
+    ) -> AbstractContextManager[Any]:
+        """Context in which the policy's forward runs. What it yields goes to `cell_weights`."""
+        return nullcontext()
 
-        Returns:
-            `tuple`: the weights of the preference's errors, and those of the SFT term's.
+    def cell_weights(self, batch: dict[str, Any], noised: Noised, seen: Any) -> CellWeights:
         """
-        return None, None
+        Weights of the cells of the 2B images (chosen first).
+
+        Args:
+            seen (`Any`):
+                What `watch` yielded.
+        """
+        return CellWeights()
 
     def compute_loss(
         self,
@@ -326,24 +349,24 @@ class DiffusionDPOTrainer(_BaseTrainer):
 
         # The reference goes first: switching adapters does not come between the policy's forward and its backward
         ref_error_BHW = self._reference_error(error)
-        error_BHW = error(model)
-        weights_BHW, sft_weights_BHW = self.cell_weights(inputs, noised)
+        with self.watch(inputs, noised, references) as seen:
+            error_BHW = error(model)
+        weights = self.cell_weights(inputs, noised, seen)
         # The difference is formed before the mean: four means of nearly equal size would cancel badly in fp32
         change_BHW = error_BHW - ref_error_BHW
-        chosen_B, rejected_B = mean_error(change_BHW, weights_BHW).chunk(2)
+        chosen_B, rejected_B = mean_error(change_BHW, weights.preference_BHW).chunk(2)
         bounded_B = rejected_B
         if self.args.rejected_error_bound is not None:
             bounded_B = rejected_B.clamp(max=self.args.rejected_error_bound)
         terms = PreferenceTerms(
             gap_B=-0.5 * (chosen_B - bounded_B),
-            chosen_error_B=mean_error(error_BHW, sft_weights_BHW).chunk(2)[0],
+            chosen_error_B=mean_error(error_BHW, weights.sft_BHW).chunk(2)[0],
             beta=self.beta,
             label_smoothing=self.args.label_smoothing,
         )
         loss_B = preference_loss(terms, self.args.loss_type, self.args.loss_weights)
         counts_B = inputs["counts"]
-        train = self.model.training
-        self._observe(inputs, terms, loss_B, (chosen_B, rejected_B), mean_error(change_BHW.detach()), noised, train)
+        self._observe(inputs, noised, terms, loss_B, change_BHW.detach(), weights)
 
         pairs = counts_B.sum() if num_items_in_batch is None else num_items_in_batch
         loss = (loss_B * counts_B).sum() / pairs
@@ -351,24 +374,39 @@ class DiffusionDPOTrainer(_BaseTrainer):
             loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
         return (loss, {"loss": loss_B, "rewards": terms.inside_B}) if return_outputs else loss
 
+    @property
+    def _means(self) -> DeviceMeans:
+        return self._metrics["train" if self.model.training else "eval"]
+
+    def _add_by_level(self, name: str, values_B: torch.Tensor, counts_B: torch.Tensor, level_B: torch.Tensor):
+        """Adds a metric for each quarter of the noise levels."""
+        for low, high in LEVEL_BINS:
+            inside_B = (level_B >= low) & ((level_B < high) | (high == 1.0))
+            self._means.add(f"{name}/level_{low:.2f}-{high:.2f}", values_B, counts_B * inside_B)
+
     @torch.no_grad()
-    def _observe(self, inputs, terms, loss_B, changes, plain_change_B, noised, train):
+    def _observe(
+        self,
+        inputs: dict[str, Any],
+        noised: Noised,
+        terms: PreferenceTerms,
+        loss_B: torch.Tensor,
+        change_BHW: torch.Tensor,
+        weights: CellWeights,
+    ):
         """Adds a batch to the metrics, the alarm and the controller, on the device."""
-        counts_B, inside_B, level_B = inputs["counts"], terms.inside_B, noised.level_B.chunk(2)[0]
-        chosen_B, rejected_B = (-0.5 * terms.beta * change_B for change_B in changes)
-        means = self._metrics["train" if train else "eval"]
-        add = partial(means.add, counts_B=counts_B)
+        counts_B, inside_B = inputs["counts"], terms.inside_B
+        chosen_B, rejected_B = (-0.5 * terms.beta * mean_error(change_BHW, weights.preference_BHW)).chunk(2)
+        add = partial(self._means.add, counts_B=counts_B)
         add("rewards/chosen", chosen_B)
         add("rewards/rejected", rejected_B)
         add("rewards/margins", chosen_B - rejected_B)
         add("rewards/accuracies", (chosen_B > rejected_B) + 0.5 * (chosen_B == rejected_B))
-        for name, change_B in zip(("chosen", "rejected"), plain_change_B.chunk(2), strict=True):
+        for name, change_B in zip(("chosen", "rejected"), mean_error(change_BHW).chunk(2), strict=True):
             add(f"errors/{name}", change_B)
         add("gradient_factor", torch.sigmoid(-inside_B))
-        for low, high in LEVEL_BINS:
-            inside_bin_B = (level_B >= low) & ((level_B < high) | (high == 1.0))
-            means.add(f"rewards/margins/level_{low:.2f}-{high:.2f}", chosen_B - rejected_B, counts_B * inside_bin_B)
-        if not train:
+        self._add_by_level("rewards/margins", chosen_B - rejected_B, counts_B, noised.level_B.chunk(2)[0])
+        if not self.model.training:
             add("loss", loss_B)
             return
         self._alarm.observe(self.state.global_step + 1, inputs["row"], loss_B, counts_B)

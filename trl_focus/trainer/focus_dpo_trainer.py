@@ -2,13 +2,19 @@
 
 import textwrap
 from collections.abc import Callable
+from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 
 from ..callbacks import FocusMapCallback
 from ..data.preparation import prepare_preferences
-from ..focus.maps import FOCUS_MAPS, NEEDS_MASKS, FocusContext, prior
-from .diffusion_dpo_trainer import DiffusionDPOTrainer
+from ..families.tap import BlockTap
+from ..focus.allocation import normalise
+from ..focus.correspondence import prototypes, similarity
+from ..focus.maps import FOCUS_MAPS, FocusContext, FocusSettings, prior, required
+from ..losses import mean_error
+from .diffusion_dpo_trainer import CellWeights, DiffusionDPOTrainer
 from .focus_dpo_config import FocusDPOConfig
 
 
@@ -38,7 +44,8 @@ class FocusDPOTrainer(DiffusionDPOTrainer):
             Configuration; its `focus_map` names the map.
         focus_map (`Callable`, *optional*):
             A map of your own, instead of the named one: takes a [`FocusContext`] of the 2B images of a batch, returns
-            weights of shape `(2B, H, W)`, finite and at least 0. No gradient flows through it.
+            weights of shape `(2B, H, W)`, finite and at least 0, or a dictionary with these as `"weights"` and named parts
+            beside them. No gradient flows through it. What of the context it can't do without it says with [`needs`].
         model, ref_model, *trainer_args, **kwargs:
             As for [`DiffusionDPOTrainer`].
     """
@@ -79,38 +86,130 @@ class FocusDPOTrainer(DiffusionDPOTrainer):
         self._own_map = focus_map
         self._bad_weights: torch.Tensor | None = None  # whether any weight since the last log was unfit, on the device
         super().__init__(model, ref_model, args, *trainer_args, **kwargs)
+        self._tap = None
+        if "similarity" in self._needs:
+            self._tap = BlockTap(self.family.denoiser, self.args.focus_blocks or self.family.feature_blocks)
 
-    def _prepare_dataset(self, dataset, args):
-        masks = self._own_map is None and args.focus_map in NEEDS_MASKS
-        return prepare_preferences(dataset, self.layout_rule, args.ties, args.dataset_num_proc, masks)
+    @cached_property
+    def _needs(self) -> frozenset[str]:
+        """What the map needs of data and model."""
+        args = self.args
+        able = bool(self.family.feature_blocks)
+        if self._own_map is None:
+            if args.focus_matching is None:
+                args.focus_matching = "graded" if able else "none"
+                args.check_matching()
+            wanted = required(args.focus_map, self._focus_settings)
+        else:
+            wanted = frozenset(getattr(self._own_map, "needs", ()))
+        if "similarity" in wanted and not able:
+            raise ValueError(
+                f"The focus map compares images with the tokens of their references, and {type(self.family).__name__} has "
+                "none: set `focus_matching='none'` and `focus_prior='masks'`, or choose `focus_map='mask'`."
+            )
+        return wanted | {"masks"} if args.focus_normalization == "subject" else wanted
 
-    def focus_map(self, context: FocusContext) -> torch.Tensor:
-        """Weights of shape `(B, H, W)` for the images of a context: of the map in force, before callbacks."""
-        if self._own_map is not None:
-            return self._own_map(context)
-        return FOCUS_MAPS[self.args.focus_map](context, self.args.background_weight, self.args.prior_weight)
+    @property
+    def _focus_settings(self) -> FocusSettings:
+        args = self.args
+        return FocusSettings(
+            args.focus_weights, args.focus_prior, args.focus_matching, args.detail_gate, args.detail_threshold
+        )
+
+    def _prepare_dataset(self, dataset):
+        return prepare_preferences(dataset, self.layout_rule, self.args.ties, self.args.dataset_num_proc, self._needs)
+
+    def focus_map(self, context: FocusContext) -> dict[str, torch.Tensor]:
+        """Weights and named parts, each of shape `(B, H, W)`, of the map in force, before normalization and callbacks."""
+        if self._own_map is None:
+            return FOCUS_MAPS[self.args.focus_map](context, self._focus_settings)
+        maps = self._own_map(context)
+        return maps if isinstance(maps, dict) and "weights" in maps else {"weights": maps}
+
+    @contextmanager
+    def watch(self, batch, noised, references):
+        """Yields the similarity of each reference with each cell, of shape `(2B, R, H, W)`, one per block that is read."""
+        if self._tap is None or not references:
+            yield []
+            return
+        grid, *grids = (tuple(image.shape[-2:]) for image in (noised.noisy_BCHW, *references))
+        masks = [torch.cat([mask_Bhw.flatten(1)] * 2) for mask_Bhw in batch["reference_masks"]]
+
+        def compare(tokens_BSD: torch.Tensor) -> torch.Tensor:
+            target, shown = self.family.token_ranges(tokens_BSD.shape[1], grid, grids)
+            pooled_BRD = prototypes([tokens_BSD[:, part] for part in shown], masks)
+            return similarity(tokens_BSD[:, target], pooled_BRD, grid)
+
+        with self._tap.reading(compare) as similarities:
+            yield similarities
+
+    def _focus_context(self, batch, level_B: torch.Tensor, grid: tuple[int, int], similarities) -> FocusContext:
+        def both(name: str) -> torch.Tensor | None:
+            parts = [batch.get(f"{image}_{name}") for image in ("chosen", "rejected")]
+            return None if parts[0] is None or parts[1] is None else torch.cat(parts)
+
+        compared = {}
+        if similarities:
+            shares = [mask_Bhw.mean(dim=(1, 2)) for mask_Bhw in batch["reference_masks"]]
+            compared = {
+                "similarity_BRHW": torch.stack(similarities).mean(dim=0),
+                "reference_subjects_BR": torch.cat([batch["reference_subjects"]] * 2),
+                "reference_shares_BR": torch.stack(shares, dim=1).repeat(2, 1),
+            }
+        return FocusContext(level_B, grid, both("masks"), detail_BHW=both("detail"), **compared)
 
     @torch.no_grad()
-    def cell_weights(self, batch, noised):
-        masks = None
-        if "chosen_masks" in batch and "rejected_masks" in batch:
-            masks = torch.cat([batch["chosen_masks"], batch["rejected_masks"]])
-        context = FocusContext(noised.level_B, tuple(noised.noisy_BCHW.shape[-2:]), masks)
-        shape = (len(noised.level_B), *context.grid)
-        maps = {"weights": _checked(self.focus_map(context), shape, "`focus_map`")}
-        if masks is not None:
+    def cell_weights(self, batch, noised, seen):
+        grid = tuple(noised.noisy_BCHW.shape[-2:])
+        context = self._focus_context(batch, noised.level_B, grid, seen)
+        shape = (len(noised.level_B), *grid)
+        maps = {name: _checked(value, shape, "`focus_map`") for name, value in self.focus_map(context).items()}
+        maps["weights"] = normalise(maps["weights"], self.args.focus_normalization, context.subject_masks_BSHW)
+        if "prior" not in maps and context.subject_masks_BSHW is not None:
             maps["prior"] = prior(context)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, FocusMapCallback):
                 changed = callback.on_focus_maps(
-                    self.args, self.state, self.control, maps, {**batch, "level": noised.level_B}, model=self.model
+                    self.args,
+                    self.state,
+                    self.control,
+                    maps,
+                    {**batch, "level": noised.level_B},
+                    model=self.model,
+                    training=self.model.training,
                 )
                 for name, value in (changed or {}).items():
                     maps[name] = _checked(value, shape, f"`{type(callback).__name__}.on_focus_maps` (map {name!r})")
         weights_BHW = maps["weights"].float()
         unfit = ~(weights_BHW.isfinite() & (weights_BHW >= 0)).all()
         self._bad_weights = unfit if self._bad_weights is None else self._bad_weights | unfit
-        return weights_BHW, weights_BHW if self.args.focus_sft else None
+        return CellWeights(weights_BHW, weights_BHW if self.args.focus_sft else None, maps)
+
+    @torch.no_grad()
+    def _observe(self, inputs, noised, terms, loss_B, change_BHW, weights):
+        super()._observe(inputs, noised, terms, loss_B, change_BHW, weights)
+        if "prior" not in weights.parts:
+            return
+        prior_BHW, weights_BHW = weights.parts["prior"], weights.preference_BHW
+        counts_B, level_B = inputs["counts"], noised.level_B.chunk(2)[0]
+        for name, share_BHW in (("inside", prior_BHW), ("outside", 1 - prior_BHW)):
+            chosen_B, rejected_B = (-0.5 * terms.beta * mean_error(change_BHW, weights_BHW * share_BHW)).chunk(2)
+            self._means.add(f"rewards/margins/{name}", chosen_B - rejected_B, counts_B)
+            self._add_by_level(f"rewards/margins/{name}", chosen_B - rejected_B, counts_B, level_B)
+
+        both_B = torch.cat([counts_B] * 2)
+        subjects_B, total_B = prior_BHW.sum(dim=(1, 2)), weights_BHW.sum(dim=(1, 2))
+        ratios = {"weight_on_subjects": ((weights_BHW * prior_BHW).sum(dim=(1, 2)), total_B)}
+        if "matched" in weights.parts:
+            ratios["alignment"] = weights.parts["matched"].sum(dim=(1, 2)), subjects_B
+        for name, (part_B, whole_B) in ratios.items():
+            share_B = part_B / whole_B.clamp(min=torch.finfo(torch.float32).tiny)
+            present_B = both_B * (whole_B > 0)
+            for image, values_B, present in zip(
+                ("chosen", "rejected"), share_B.chunk(2), present_B.chunk(2), strict=True
+            ):
+                self._means.add(f"focus/{name}/{image}", values_B, present)
+            self._add_by_level(f"focus/{name}", share_B, present_B, noised.level_B)
 
     def check_finite(self):
         """Also looks at the focus maps. See [`DiffusionDPOTrainer.check_finite`]."""
