@@ -129,9 +129,11 @@ def test_every_row_needs_references(kind):
     assert len(prepared_rows(data, needs={"similarity"})) == 2
 
 
-def test_some_row_needs_references():
-    with pytest.raises(ValueError, match="No row has `references`.*focus_matching='none'"):
-        prepare_preferences(dataset_of(pair(), pair()), FLUX2, needs={"similarity"})
+@pytest.mark.parametrize("references", [True, False])
+def test_nothing_to_compare_with_is_said(references, caplog):
+    rows = [pair(), pair(**REFERENCE) if references else pair((64, 64), (68, 64))]
+    prepare_preferences(dataset_of(*rows), FLUX2, needs={"similarity"})
+    assert ("nothing to compare images with" in caplog.text) is not references
 
 
 @KINDS

@@ -81,8 +81,9 @@ def prepare_preferences(
         more = f"\n... and {len(problems) - 10} more rows" if len(problems) > 10 else ""
         raise ValueError("\n".join(["Nothing was trained:", *problems[:10]]) + more)
     if "similarity" in needs and not any(layout.reference_sizes for layout in layouts):
-        raise ValueError(
-            "No row has `references`, and the focus map compares images with them. Add them, or set `focus_matching='none'`."
+        logger.warning(
+            "No row has `references`: the focus map has nothing to compare images with, and takes what it makes of that "
+            "(matches, structure, leakage) as absent."
         )
     if len({*layouts}) > len(layouts) / 2 > 8:
         logger.warning(
