@@ -14,6 +14,9 @@ _PUBLIC = {
     "FocusDPOTrainer": "trainer.focus_dpo_trainer",
     "FocusContext": "focus.maps",
     "FocusMapCallback": "callbacks",
+    "FocusScheduleCallback": "callbacks",
+    "LogFocusMapsCallback": "callbacks",
+    "LogSamplesCallback": "callbacks",
     "PreferenceCollapseCallback": "callbacks",
     "from_folder": "data.converters",
     "from_pick_a_pic": "data.converters",
@@ -22,7 +25,13 @@ _PUBLIC = {
 __all__ = sorted(_PUBLIC)
 
 if TYPE_CHECKING:
-    from .callbacks import FocusMapCallback, PreferenceCollapseCallback
+    from .callbacks import (
+        FocusMapCallback,
+        FocusScheduleCallback,
+        LogFocusMapsCallback,
+        LogSamplesCallback,
+        PreferenceCollapseCallback,
+    )
     from .data.converters import from_folder, from_pick_a_pic
     from .focus.maps import FocusContext
     from .trainer.diffusion_dpo_config import DiffusionDPOConfig

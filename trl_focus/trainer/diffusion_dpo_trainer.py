@@ -1,9 +1,10 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
+import copy
 import json
 import textwrap
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -464,6 +465,31 @@ class DiffusionDPOTrainer(_BaseTrainer):
             if self.beta_controller is not None:
                 logs["beta"] = self.beta.item()
         super().log(logs, start_time)
+
+    # ---- Sampling ----
+
+    def base_policy(self) -> AbstractContextManager:
+        """Within it the policy is the model without its LoRA."""
+        return as_reference(self.accelerator.unwrap_model(self.model), None)
+
+    @contextmanager
+    def sampling(self):
+        """
+        Within it `pipeline` draws with the policy. What sampling leaves behind in the pipeline and in the policy's mode is
+        undone, so that training goes on as it would have.
+        """
+        pipeline, policy = self.pipeline, self.accelerator.unwrap_model(self.model)
+        training, scheduler, bar = policy.training, pipeline.scheduler, getattr(pipeline, "_progress_bar_config", {})
+        pipeline.scheduler = copy.deepcopy(scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        policy.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            policy.train(training)
+            pipeline.scheduler = scheduler
+            pipeline.set_progress_bar_config(**bar)
 
     # ---- Saving and resuming ----
 

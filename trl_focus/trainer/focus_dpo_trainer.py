@@ -177,6 +177,7 @@ class FocusDPOTrainer(DiffusionDPOTrainer):
                     {**batch, "level": noised.level_B},
                     model=self.model,
                     training=self.model.training,
+                    callbacks=self.callback_handler.callbacks,
                 )
                 for name, value in (changed or {}).items():
                     maps[name] = _checked(value, shape, f"`{type(callback).__name__}.on_focus_maps` (map {name!r})")
