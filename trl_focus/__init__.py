@@ -13,11 +13,13 @@ _PUBLIC = {
     "FocusDPOConfig": "trainer.focus_dpo_config",
     "FocusDPOTrainer": "trainer.focus_dpo_trainer",
     "FocusContext": "focus.maps",
+    "FocusDiagnostic": "trainer.diagnostic",
     "FocusMapCallback": "callbacks",
     "FocusScheduleCallback": "callbacks",
     "LogFocusMapsCallback": "callbacks",
     "LogSamplesCallback": "callbacks",
     "PreferenceCollapseCallback": "callbacks",
+    "focus_diagnostic": "trainer.diagnostic",
     "from_folder": "data.converters",
     "from_pick_a_pic": "data.converters",
 }
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     )
     from .data.converters import from_folder, from_pick_a_pic
     from .focus.maps import FocusContext
+    from .trainer.diagnostic import FocusDiagnostic, focus_diagnostic
     from .trainer.diffusion_dpo_config import DiffusionDPOConfig
     from .trainer.diffusion_dpo_trainer import DiffusionDPOTrainer
     from .trainer.focus_dpo_config import FocusDPOConfig
