@@ -22,6 +22,7 @@ _PUBLIC = {
     "focus_diagnostic": "trainer.diagnostic",
     "from_folder": "data.converters",
     "from_pick_a_pic": "data.converters",
+    "score_feature_blocks": "trainer.feature_blocks",
 }
 
 __all__ = sorted(_PUBLIC)
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .trainer.diagnostic import FocusDiagnostic, focus_diagnostic
     from .trainer.diffusion_dpo_config import DiffusionDPOConfig
     from .trainer.diffusion_dpo_trainer import DiffusionDPOTrainer
+    from .trainer.feature_blocks import score_feature_blocks
     from .trainer.focus_dpo_config import FocusDPOConfig
     from .trainer.focus_dpo_trainer import FocusDPOTrainer
 

@@ -11,6 +11,7 @@ from tests.fixtures.pairs import dataset_of, make_pairs
 from tests.fixtures.trainers import assert_equal_weights, lora_of, make_focus_trainer
 from trl_focus import FocusDiagnostic, focus_diagnostic
 from trl_focus.trainer.diagnostic import LEVELS
+from trl_focus.trainer.feature_blocks import _areas, score_feature_blocks
 
 
 def pairs(n, background, seed=0):
@@ -116,3 +117,30 @@ def test_advice(uniform, mask, advice):
     found = FocusDiagnostic({"uniform": [uniform] * 4, "mask": [mask] * 4}, [0.5] * 4)
     assert re.match(advice, found.advice)
     assert f"{uniform:.3f}" in str(found) and str(found).endswith(found.advice)
+
+
+# ---- Which block ----
+
+
+def test_every_block_is_scored_and_the_best_comes_first(tmp_path):
+    trainer = make_focus_trainer(tmp_path, train_dataset=make_pairs(4, n_references=2))
+    own = trainer._tap
+    scores = score_feature_blocks(trainer, n_batches=2)
+    assert {*scores} == {f"{kind}.{i}" for kind in ("transformer_blocks", "single_transformer_blocks") for i in (0, 1)}
+    assert all(0 <= area <= 1 for areas in scores.values() for area in areas)
+    means = [sum(areas) for areas in scores.values()]
+    assert means == sorted(means, reverse=True) and all(len(areas) == len(LEVELS) for areas in scores.values())
+    assert trainer._tap is own
+
+
+def test_area_by_counting(tmp_path):
+    similarity_HW = torch.tensor([[0.9, 0.2], [0.5, 0.4]])
+    masks_SHW = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    batch = {"chosen_masks": masks_SHW[None], "reference_subjects": torch.tensor([[0, 1]])}
+    areas = _areas(torch.stack([similarity_HW] * 2)[None].repeat(2, 1, 1, 1), batch)
+    assert areas == [3 / 4]  # 0.9 is above both of 0.2 and 0.5, 0.4 above one; the second subject is absent
+
+
+def test_a_map_that_compares_nothing_has_no_best_block(tmp_path):
+    with pytest.raises(ValueError, match="compares no references"):
+        score_feature_blocks(make_focus_trainer(tmp_path, focus_map="mask"))
