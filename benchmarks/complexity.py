@@ -43,4 +43,4 @@ def measure_alone(size: int) -> tuple[float, float]:
 if __name__ == "__main__":
     for size in (512, 1024):
         seconds, megabytes = measure_alone(size)
-        print(f"{size:4d} x {size:<4d}  {seconds:.3f} s  {megabytes:.0f} MB")  # noqa: T201
+        print(f"{size:4d} x {size:<4d}  {seconds:.3f} s  {megabytes:.0f} MB")

@@ -71,11 +71,11 @@ def main():
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             megabytes = {name: pool.apply(peak, (name, options.width, folder)) for name in runs}
     low, middle, high = statistics.quantiles(ratios, n=4)
-    print(f"hidden width {options.width}, {options.steps} pairs of steps, focus / uniform")  # noqa: T201
+    print(f"hidden width {options.width}, {options.steps} pairs of steps, focus / uniform")
     print(
         f"time    {middle:.3f} (quartiles {low:.3f} to {high:.3f})  of {statistics.median(seconds['uniform']):.2f} s"
-    )  # noqa: T201
-    print(f"memory  {megabytes['focus'] / megabytes['uniform']:.3f}  of {megabytes['uniform']:.0f} MB")  # noqa: T201
+    )
+    print(f"memory  {megabytes['focus'] / megabytes['uniform']:.3f}  of {megabytes['uniform']:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import pytest
 
 from tests.fixtures.pairs import make_pairs
 from tests.fixtures.pipelines import PIPELINES
+from tests.fixtures.trainers import make_focus_trainer
+from trl_focus import FocusMapCallback
 
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +35,28 @@ def test_example_trains_and_loads(tmp_path, monkeypatch):
     pipe = PIPELINES["sd15"]()
     exec(load, {"pipe": pipe})
     assert pipe.get_active_adapters()
+
+
+def test_examples_of_the_method_page(tmp_path, capsys):
+    """Its map and its callback train; its diagnostic prints a table."""
+    own_map, diagnostic, callback = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "focus.md").read_text(), flags=re.DOTALL
+    )
+    names = {"FocusMapCallback": FocusMapCallback}
+    own_map, use = own_map.split("FocusDPOTrainer(")
+    assert "focus_map=where_another_subject_shows" in use
+    exec(own_map, names)
+    exec(callback, names)
+    trainer = make_focus_trainer(
+        tmp_path,
+        focus_map=names["where_another_subject_shows"],
+        callbacks=[names["NoFocusOnSmallSubjects"]()],
+        train_dataset=make_pairs(16, n_references=2),
+        max_steps=2,
+    )
+    exec(diagnostic, {"trainer": trainer})
+    assert "own map" in capsys.readouterr().out
+    trainer.train()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import PIL.ImageChops
 import torch
 from rich import print
 
-from trl_focus import FocusDPOConfig, FocusDPOTrainer
+from trl_focus import FocusDPOConfig, FocusDPOTrainer, LogFocusMapsCallback
 
 from .pictures import draw_pairs, draw_samples, draw_training, summary_table
 from .pipeline import ENCODE_PROMPT_KWARGS, tiny_flux2_klein
@@ -55,7 +55,6 @@ def main():
 
     args = FocusDPOConfig(
         output_dir=str(OUTPUT),
-        focus_map="mask",
         resolution=SIZE,
         encode_prompt_kwargs=ENCODE_PROMPT_KWARGS,
         per_device_train_batch_size=8,
@@ -68,7 +67,13 @@ def main():
         save_strategy="no",
         report_to="none",
     )
-    trainer = FocusDPOTrainer(pipeline, args=args, train_dataset=pairs["train"], eval_dataset=pairs["test"])
+    trainer = FocusDPOTrainer(
+        pipeline,
+        args=args,
+        train_dataset=pairs["train"],
+        eval_dataset=pairs["test"],
+        callbacks=[LogFocusMapsCallback(every_n_steps=50)],
+    )
     trainer.train()
     trainer.save_model()
     draw_training(trainer.state.log_history, OUTPUT / "training.png")
