@@ -83,8 +83,14 @@ class DDPM:
         Takes the schedule and the prediction type of a scheduler of this kind, whichever its sampler.
 
         Raises:
-            ValueError: If the scheduler's prediction type is neither `"epsilon"` nor `"v_prediction"`.
+            ValueError: If the scheduler is of another process, or its prediction type is neither `"epsilon"` nor
+                `"v_prediction"`.
         """
+        if not hasattr(scheduler, "alphas_cumprod"):
+            raise ValueError(
+                f"The pipeline has a {type(scheduler).__name__}, which is no DDPM-type schedule. Give the pipeline the "
+                "scheduler its UNet was trained with."
+            )
         prediction_type = scheduler.config.get("prediction_type", "epsilon")
         if prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(
