@@ -185,6 +185,7 @@ def test_card_names_the_method(tmp_path):
     trainer.save_model()
     card = (tmp_path / "README.md").read_text()
     assert "focus-dpo" in card and "2509.01181" in card and "base_model" not in card
+    assert "| focus_map | focus |" in card and "| focus_matching | graded |" in card
 
 
 # ---- Correspondence, read from the policy's own forward ----

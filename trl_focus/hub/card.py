@@ -13,7 +13,19 @@ from ..families import Family
 
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-SETTINGS = ("loss_type", "beta", "reference", "resolution", "learning_rate", "max_steps", "num_train_epochs", "seed")
+SETTINGS = (
+    "loss_type",
+    "beta",
+    "focus_map",
+    "focus_prior",
+    "focus_matching",
+    "reference",
+    "resolution",
+    "learning_rate",
+    "max_steps",
+    "num_train_epochs",
+    "seed",
+)
 RESULTS = ("loss", "rewards/accuracies", "rewards/margins", "errors/chosen", "eval_loss", "eval_rewards/accuracies")
 PACKAGES = ("trl", "diffusers", "transformers", "peft", "torch", "datasets")
 
@@ -65,7 +77,7 @@ def lora_card(
     results = {}
     for logs in log_history:
         results.update({key: logs[key] for key in RESULTS if key in logs})
-    settings = {key: getattr(args, key) for key in SETTINGS if getattr(args, key) not in (None, -1)}
+    settings = {key: getattr(args, key) for key in SETTINGS if getattr(args, key, None) not in (None, -1)}
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
