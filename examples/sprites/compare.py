@@ -1,0 +1,428 @@
+# Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
+"""
+Compares preference methods on the sprites: from one base, on the same pairs, with the same noise.
+
+    python -m examples.sprites.compare tune            # beta, and the SFT term, on validation scenes
+    python -m examples.sprites.compare main            # the chosen points, five seeds, test scenes
+    python -m examples.sprites.compare ablate          # parts, gate, matching, block, normalization of the map
+    python -m examples.sprites.compare main --seeds 0 --methods dpo,focus --regimes nuisance-strong --again
+
+Every run is one line of `examples/sprites/results/STAGE.jsonl`, written when it ends: a run that is there is not run again,
+so that all may be stopped and started at will.
+"""
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from trl_focus import FocusDPOConfig, FocusDPOTrainer
+from trl_focus.data.collator import DataCollatorForDiffusionPreference
+from trl_focus.noise import denoising_error
+
+from .data import REGIMES, RENDERED, best_and_worst, dataset_of, make_pairs
+from .pipeline import ENCODE_PROMPT_KWARGS, load_base
+from .sampling import draw
+from .scorer import score_all
+from .world import SCENE, draw_scene, generator, references_of
+
+
+RESULTS = Path(__file__).parent / "results"
+CACHE = Path("outputs/sprites/pairs")
+N_PAIRS = 1024
+N_SAMPLES = 4  # of a prompt, best and worst of which make an on-policy pair
+
+STEPS, BATCH_SIZE, LEARNING_RATE = 80, 16, 3e-4
+CURVE = (20, 40, 80)  # steps at which scenes are drawn
+BETAS = (30.0, 100.0, 300.0, 1000.0)
+
+# Settings of `FocusDPOConfig`. All methods share the trainer, so that nothing but the weights of cells differs.
+METHODS: dict[str, dict] = {
+    "sft": {"focus_map": "uniform", "loss_type": ["sft"]},
+    "dpo": {"focus_map": "uniform"},
+    "mask": {"focus_map": "mask"},
+    "patch": {"focus_map": "patch"},
+    "focus-paper": {"focus_map": "focus", "focus_matching": "top_k", "leak_weight": 0.0},
+    "focus": {"focus_map": "focus"},
+    "oracle": {"focus_map": "mask"},  # with masks of the subjects in which the pair differs as the label says
+}
+PER_SCENE = ("identity", "leakage", "background_error", "residual")  # kept for each scene, for intervals
+TUNED_REGIMES = ("nuisance-strong", "confounded-chosen", "on-policy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    What makes a run. Two runs that differ in `method` or `beta` alone see the same pairs, noise and noise levels.
+
+    Attributes:
+        regime, method (`str`):
+            Of `REGIMES` and `METHODS`.
+        beta (`float`):
+            Of the DPO loss.
+        sft (`float`):
+            Weight of the SFT term beside it.
+        seed (`int`):
+            Seed of the pairs, of the LoRA and of the order of training.
+        settings (`dict`):
+            Further settings of `FocusDPOConfig`.
+    """
+
+    regime: str
+    method: str
+    beta: float
+    sft: float = 0.0
+    seed: int = 0
+    settings: dict = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+# ---- Pairs, encoded once ----
+
+
+@cache
+def pairs_of(regime: str, seed: int, relevant_only: bool, split: str = "train", n_pairs: int = N_PAIRS):
+    """The pairs of a regime, kept on disk. `mixed` has all the others in equal shares."""
+    folder = CACHE / f"{regime}-{split}-{n_pairs}-{seed}{'-relevant' if relevant_only else ''}"
+    if folder.exists():
+        return datasets.load_from_disk(folder)
+    if regime == "mixed":
+        parts = [*RENDERED, "on-policy"]
+        share = n_pairs // len(parts)
+        found = [pairs_of(part, seed, relevant_only, split, n_pairs) for part in parts]
+        rows = datasets.concatenate_datasets([part.select(range(min(share, len(part)))) for part in found])
+    elif regime == "on-policy":
+        rows = on_policy_pairs(n_pairs, split, seed, relevant_only)
+    else:
+        rows = make_pairs(regime, n_pairs, split, seed, relevant_only)
+    rows.save_to_disk(folder)
+    return rows
+
+
+def on_policy_pairs(n_pairs: int, split: str, seed: int, relevant_only: bool, chunk: int = 64) -> datasets.Dataset:
+    """Best against worst of `N_SAMPLES` samples of the base; prompts whose samples hardly differ are left out."""
+    base, rows, asked = load_base(), [], 0
+    while len(rows) < n_pairs:
+        rngs = [generator(split, 11, seed, i) for i in range(asked, asked + chunk)]
+        asked += chunk
+        scenes = [draw_scene(rng, split, 2) for rng in rngs]
+        references = [references_of(scene.subjects, rng) for scene, rng in zip(scenes, rngs, strict=True)]
+        samples = [
+            draw(base, scenes, references, [int(rng.integers(2**31)) for rng in rngs]) for _ in range(N_SAMPLES)
+        ]
+        for i, (scene, rng) in enumerate(zip(scenes, rngs, strict=True)):
+            rows.append(best_and_worst(scene, [images[i] for images in samples], relevant_only, rng))
+        rows = [row for row in rows if row is not None]
+    return dataset_of(rows[:n_pairs])
+
+
+@dataclass
+class KeptCollator(DataCollatorForDiffusionPreference):
+    """Collates each row once; what changes from epoch to epoch is its seed alone."""
+
+    kept: dict[int, dict] = field(default_factory=dict)
+
+    def pair(self, row):
+        key = row["key"]
+        if key.row not in self.kept:
+            self.kept[key.row] = super().pair(row)
+        seeds = np.random.SeedSequence([self.seed, key.epoch, key.row])
+        return {
+            **self.kept[key.row],
+            "counts": torch.tensor(float(key.counts)),
+            "seed": int(seeds.generate_state(1, np.uint64)[0]),
+        }
+
+
+class EncodedOnceTrainer(FocusDPOTrainer):
+    """Keeps what the VAE and the text encoder make of each row, which without crops and flips is always the same."""
+
+    encoded: dict[int, tuple]
+
+    @torch.no_grad()
+    def _encode(self, batch):
+        missing = [i for i, row in enumerate(batch["row"]) if row not in self.encoded]
+        if missing:
+            part = {
+                "chosen": batch["chosen"][missing],
+                "rejected": batch["rejected"][missing],
+                "prompt": [batch["prompt"][i] for i in missing],
+                "references": [images[missing] for images in batch["references"]],
+            }
+            x_BCHW, prompt, references = super()._encode(part)
+            n = len(missing)
+            for k, i in enumerate(missing):
+                self.encoded[batch["row"][i]] = (
+                    x_BCHW[[k, n + k]],
+                    {name: value[k] for name, value in prompt.items()},
+                    [latents[k] for latents in references],
+                )
+        images, prompts, references = zip(*(self.encoded[row] for row in batch["row"]), strict=True)
+        x_BCHW = torch.stack(images, dim=1).flatten(0, 1)  # all the chosen ones, then all the rejected ones
+        prompt = {name: torch.stack([row[name] for row in prompts] * 2) for name in prompts[0]}
+        return x_BCHW, prompt, [torch.stack([*latents] * 2) for latents in zip(*references, strict=True)]
+
+
+@cache
+def kept(regime: str, seed: int, relevant_only: bool, split: str) -> tuple[dict, dict]:
+    """What the collator and the encoders of all runs on these pairs have made so far."""
+    return {}, {}
+
+
+# ---- Measures ----
+
+
+@cache
+def scenes_of(split: str, n_scenes: int, n_subjects: int, unseen: bool = False):
+    """Scenes to draw: what is asked for, references, and seeds of the noise."""
+    rngs = [generator(split, 12, n_subjects, int(unseen), i) for i in range(n_scenes)]
+    scenes = [draw_scene(rng, split, n_subjects, unseen) for rng in rngs]
+    references = [references_of(scene.subjects, rng) for scene, rng in zip(scenes, rngs, strict=True)]
+    return scenes, references, [int(rng.integers(2**31)) for rng in rngs]
+
+
+def drawn_scores(pipeline, split: str, n_scenes: int, n_subjects: int = 2, unseen: bool = False) -> dict[str, list]:
+    """Scores of each scene, by name."""
+    scenes, references, seeds = scenes_of(split, n_scenes, n_subjects, unseen)
+    scores = score_all(draw(pipeline, scenes, references, seeds), scenes)
+    return {name: np.round(values, 4).tolist() for name, values in scores.items()}
+
+
+def means(scores: dict[str, list]) -> dict[str, float]:
+    return {name: round(float(np.mean(values)), 4) for name, values in scores.items()}
+
+
+@torch.no_grad()
+def error_changes(trainer: EncodedOnceTrainer, pairs: datasets.Dataset) -> dict[str, float]:
+    """Policy's error minus the base's on held-out pairs, chosen and rejected, inside and outside the subjects."""
+    rows = trainer._prepare_dataset(pairs)
+    collected: dict[str, list[float]] = {}
+    trainer.encoded = {}
+    for batch in trainer._loader(rows, 32, train=False):
+        x_BCHW, prompt, references = trainer._encode(batch)
+        noised = trainer._noise(x_BCHW, batch["seed"])
+
+        def error(denoiser):
+            prediction = trainer.family.predict(denoiser, noised.noisy_BCHW, noised.timestep_B, prompt, references)  # noqa: B023
+            return denoising_error(prediction, noised.target_BCHW)  # noqa: B023
+
+        change_BHW = error(trainer.model) - trainer._reference_error(error)
+        for name, part_BHW in zip(("chosen", "rejected"), change_BHW.chunk(2), strict=True):
+            inside_BHW = batch[f"{name}_masks"].amax(dim=1)
+            for place, weight_BHW in (("inside", inside_BHW), ("outside", 1 - inside_BHW)):
+                values = (part_BHW * weight_BHW).sum(dim=(1, 2)) / weight_BHW.sum(dim=(1, 2)).clamp(min=1e-6)
+                collected.setdefault(f"error/{name}/{place}", []).extend(values.tolist())
+    return {name: round(float(np.mean(values)), 6) for name, values in collected.items()}
+
+
+# ---- Runs ----
+
+
+class Curve(TrainerCallback):
+    """Draws scenes while training."""
+
+    def __init__(self, split: str, n_scenes: int):
+        self.split, self.n_scenes = split, n_scenes
+        self.points: dict[int, dict[str, float]] = {}
+        self.seconds = 0.0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step in CURVE[:-1]:
+            began = time.monotonic()
+            with self.trainer.sampling():
+                self.points[state.global_step] = means(drawn_scores(self.trainer.pipeline, self.split, self.n_scenes))
+            self.seconds += time.monotonic() - began
+
+
+def config_of(run: Run, output_dir: str) -> FocusDPOConfig:
+    method = dict(METHODS[run.method])
+    loss = {"loss_type": method.pop("loss_type", ["sigmoid"])}
+    if run.sft:
+        loss = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, run.sft]}
+    return FocusDPOConfig(
+        output_dir=output_dir,
+        resolution=SCENE,
+        encode_prompt_kwargs=ENCODE_PROMPT_KWARGS,
+        guidance_scale=1.0,
+        beta=run.beta,
+        seed=run.seed,
+        per_device_train_batch_size=BATCH_SIZE,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=10,
+        max_steps=STEPS,
+        logging_steps=STEPS // 4,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=not torch.cuda.is_available(),
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **loss,
+        **{**method, **run.settings},
+    )
+
+
+def train(run: Run, curve: Curve | None = None) -> EncodedOnceTrainer:
+    """Trains a LoRA on the base, as the run says."""
+    relevant_only = run.method == "oracle"
+    collated, encoded = kept(run.regime, run.seed, relevant_only, "train")
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = EncodedOnceTrainer(
+            load_base(),
+            args=config_of(run, folder),
+            train_dataset=pairs_of(run.regime, run.seed, relevant_only),
+            callbacks=[curve] if curve else [],
+        )
+        trainer.encoded = encoded
+        collator = trainer.data_collator
+        trainer.data_collator = KeptCollator(collator.layout_rule, collator.cell_size, run.seed, kept=collated)
+        if curve:
+            curve.trainer = trainer
+        trainer.train()
+    return trainer
+
+
+def execute(run: Run, split: str, n_scenes: int, ends: Iterable[tuple[int, bool]]) -> dict:
+    """
+    Trains and measures.
+
+    Args:
+        split (`str`), n_scenes (`int`):
+            Scenes to draw at the end; along the way 128 of them.
+        ends (`Iterable[tuple[int, bool]]`):
+            Further kinds of scenes to draw at the end: number of subjects, and whether they are unseen.
+    """
+    began = time.monotonic()
+    curve = Curve("validation", 128)
+    if run.method == "base":
+        pipeline, trainer, logged = load_base(), None, {}
+    else:
+        trainer = train(run, curve)
+        pipeline = trainer.pipeline
+        logged = trainer.state.log_history[-2]
+    seconds = time.monotonic() - began - curve.seconds
+    result = {"run": asdict(run), "seconds": round(seconds, 1), "curve": curve.points, "split": split}
+    if trainer is not None:
+        result["train"] = {
+            name: round(logged[name], 5)
+            for name in ("gradient_factor", "rewards/accuracies", "rewards/margins", "rewards/margins/inside")
+        }
+        held_out = pairs_of(run.regime, 0, False, "validation", 64)
+        result["errors"] = error_changes(trainer, held_out)
+        trainer.model.eval()
+    scores = drawn_scores(pipeline, split, n_scenes)
+    result["means"] = means(scores)
+    result["scenes"] = {name: scores[name] for name in PER_SCENE}
+    for n_subjects, unseen in ends:
+        name = f"{n_subjects}{'-unseen' if unseen else ''}"
+        result[f"means-{name}"] = means(drawn_scores(pipeline, split, n_scenes // 2, n_subjects, unseen))
+    return result
+
+
+def stored(stage: str) -> dict[str, dict]:
+    """Results of a stage by the key of their run."""
+    path = RESULTS / f"{stage}.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {Run(**result["run"]).key: result for result in map(json.loads, lines)}
+
+
+def operating_points() -> dict[str, dict]:
+    """Beta and SFT weight of each method in each tuned regime, as chosen on validation scenes: see `report`."""
+    return json.loads((RESULTS / "operating_points.json").read_text())
+
+
+def planned(stage: str) -> list[Run]:
+    """All runs of a stage, main contrasts first."""
+    if stage == "tune":
+        runs = [Run(regime, "base", 0.0) for regime in TUNED_REGIMES[:1]]
+        first = [m for m in METHODS if m in ("dpo", "focus", "mask")]
+        for methods in (first, [m for m in METHODS if m not in first]):
+            for sft in (0.0, 1.0):
+                runs += [
+                    Run(regime, method, beta, sft)
+                    for regime in TUNED_REGIMES
+                    for method in methods
+                    for beta in BETAS
+                    if not (method == "sft" and (sft or beta != BETAS[1]))  # SFT alone does not know beta
+                ]
+        return runs
+    points = operating_points()
+    if stage == "main":
+        order = [(regime, method, seed) for seed in range(5) for regime in REGIMES for method in METHODS]
+        runs = [Run("minimal", "base", 0.0)]
+        return runs + [Run(regime, method, **points[method], seed=seed) for regime, method, seed in order]
+    ablations = (
+        {"structure_weight": 0.0},
+        {"leak_weight": 0.0},
+        {"detail_weight": 0.0},
+        {"detail_gate": "alignment"},
+        {"focus_matching": "top_k"},
+        {"background_weight": 0.0},
+        {"background_weight": 0.3},
+        {"focus_normalization": "mean"},
+        {"focus_normalization": "subject"},
+        {"focus_sft": True},
+        {"focus_blocks": ["transformer_blocks.1"]},
+        {"focus_blocks": ["single_transformer_blocks.3"]},
+    )
+    return [
+        Run(regime, "focus", **points["focus"], settings=settings)
+        for regime in TUNED_REGIMES
+        for settings in ({}, *ablations)
+    ]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
+    parser.add_argument("stage", choices=["tune", "main", "ablate"])
+    for name in ("regimes", "methods", "seeds"):
+        parser.add_argument(f"--{name}", type=lambda text: text.split(","), help="only these, separated by commas")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many")
+    parser.add_argument("--again", action="store_true", help="run what is stored too, and store nothing")
+    args = parser.parse_args()
+    logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    began, done = time.monotonic(), stored(args.stage)
+    for run in planned(args.stage):
+        chosen = (
+            (not args.regimes or any(run.regime.startswith(name) for name in args.regimes))
+            and (not args.methods or run.method in args.methods)
+            and (not args.seeds or str(run.seed) in args.seeds)
+        )
+        if not chosen or (run.key in done and not args.again):
+            continue
+        if time.monotonic() - began > 60 * args.minutes:
+            print("out of time; start again to go on")
+            break
+        random.seed(run.seed)
+        split, n_scenes, ends = ("validation", 128, ()) if args.stage != "main" else ("test", 512, ())
+        if args.stage == "main":
+            ends = ((3, False), (4, False), (2, True))
+        result = execute(run, split, n_scenes, ends)
+        shown = {
+            name: means(result["scores"])[name] for name in ("identity", "leakage", "background_error", "residual")
+        }
+        print(run.key, result["seconds"], "s", shown, flush=True)
+        if not args.again:
+            RESULTS.mkdir(exist_ok=True)
+            with (RESULTS / f"{args.stage}.jsonl").open("a") as file:
+                file.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()
