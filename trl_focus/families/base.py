@@ -169,7 +169,7 @@ class Family:
     def sample(self, prompt: str, references: list[PIL.Image.Image], **kwargs) -> PIL.Image.Image:
         """Draws an image with the pipeline; what else it is called with is in `kwargs`."""
         if references:
-            kwargs["image"] = references
+            kwargs["image"] = references[0] if self.reference_counts[1] == 1 else references
         return self.pipeline(prompt=prompt, **kwargs).images[0]
 
     def encode_image(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
