@@ -9,6 +9,11 @@ from .base import Family
 FAMILIES = {
     "Flux2KleinPipeline": ("flux2", "Flux2"),
     "Flux2Pipeline": ("flux2", "Flux2"),
+    "QwenImage21Pipeline": ("qwen_image_21", "QwenImage21"),
+    "QwenImageEditPipeline": ("qwen_image", "QwenImageEdit"),
+    "QwenImageEditPlusPipeline": ("qwen_image", "QwenImageEditPlus"),
+    "QwenImagePipeline": ("qwen_image", "QwenImage"),
+    "StableDiffusion3Pipeline": ("stable_diffusion_3", "StableDiffusion3"),
     "StableDiffusionPipeline": ("stable_diffusion", "StableDiffusion"),
     "StableDiffusionXLPipeline": ("stable_diffusion", "StableDiffusionXL"),
 }
