@@ -6,18 +6,17 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.fixtures.pipelines import PIPELINES, PROMPT_KWARGS
+from tests.fixtures.pipelines import PIPELINES, PROMPT_KWARGS, size_kwargs
 
 
 def generate(pipe, name, prompt="a red cat", **kwargs):
     pipe.set_progress_bar_config(disable=True)
     images = pipe(
         prompt=prompt,
-        height=64,
-        width=96,
         num_inference_steps=2,
         generator=torch.Generator().manual_seed(0),
         output_type="np",
+        **size_kwargs(name, 96, 64),
         **PROMPT_KWARGS[name],
         **kwargs,
     ).images

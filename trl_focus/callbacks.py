@@ -262,9 +262,12 @@ class LogSamplesCallback(TrainerCallback):
         with self.trainer.sampling():
             for i, row in enumerate(self.rows):
                 references = [decode_image(image).convert("RGB") for image in row.get("references") or []]
-                if references:
-                    settings["image"] = references
                 generator = torch.Generator().manual_seed(self.seed + i)
-                images += pipeline(prompt=row["prompt"], generator=generator, **settings).images[:1]
-                settings.pop("image", None)
+                images += self.trainer.family.sample(
+                    references,
+                    self.trainer.args.reference_resolution,
+                    prompt=row["prompt"],
+                    generator=generator,
+                    **settings,
+                ).images[:1]
         return images

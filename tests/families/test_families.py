@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from tests.fixtures.pipelines import PIPELINES, PROMPT_KWARGS
+from tests.fixtures.pipelines import PIPELINES, PROMPT_KWARGS, size_kwargs
 from trl_focus.data.collator import image_to_tensor
 from trl_focus.families import family_class
 from trl_focus.families.flux2 import Flux2
@@ -86,16 +86,15 @@ def test_calls_the_denoiser_as_the_pipeline_does(name, references, width, height
     spy = Spy(family, monkeypatch)
     images = [picture(*size, seed) for seed, size in enumerate(REFERENCES[references])]
     with_images = {"image": images} if images else {}
-    guidance = GUIDANCE if name == "flux2" else 1.0
+    guidance = GUIDANCE if family.denoiser.config.get("guidance_embeds") else 1.0
     family.pipeline(
         prompt="a cat on a mat",
-        width=width,
-        height=height,
         num_inference_steps=2,
         guidance_scale=guidance,
         output_type="latent",
         generator=torch.Generator().manual_seed(0),
         **with_images,
+        **size_kwargs(name, width, height),
         **PROMPT_KWARGS[name],
     )
     theirs, steps = [*spy.calls], [*spy.steps]
@@ -142,13 +141,20 @@ def test_decoding_encoded_latents_is_what_the_pipeline_does(name):
 
         # a denoiser that predicts no change, and a scheduler that starts from the clean latents
         family.pipeline.scheduler.step = lambda prediction, timestep, sample, **kwargs: (sample,)
-        family.pipeline.prepare_latents = lambda *args, **kwargs: (
-            (family.pipeline._pack_latents(x), family.pipeline._prepare_latent_ids(x))
-            if isinstance(family, Flux2)
-            else x
-        )
+        tokens = x.flatten(2).transpose(1, 2)
+        prepared = {
+            "flux": lambda: (tokens, family._position_ids("cpu", (4, 6))),
+            "kontext": lambda: (tokens, None, family._position_ids("cpu", (4, 6)), None),
+            "flux2": lambda: (tokens, family.pipeline._prepare_latent_ids(x)),
+            "flux2_klein": lambda: (tokens, family.pipeline._prepare_latent_ids(x)),
+        }.get(name, lambda: x)
+        family.pipeline.prepare_latents = lambda *args, **kwargs: prepared()
         family.pipeline(
-            prompt="a cat", width=96, height=64, num_inference_steps=1, guidance_scale=1.0, **PROMPT_KWARGS[name]
+            prompt="a cat",
+            num_inference_steps=1,
+            guidance_scale=1.0,
+            **size_kwargs(name, 96, 64),
+            **PROMPT_KWARGS[name],
         )
         expected = family.pipeline.vae.encode(pixels).latent_dist.mode()
     torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-4)

@@ -9,6 +9,8 @@ from .base import Family
 FAMILIES = {
     "Flux2KleinPipeline": ("flux2", "Flux2"),
     "Flux2Pipeline": ("flux2", "Flux2"),
+    "FluxKontextPipeline": ("flux", "FluxKontext"),
+    "FluxPipeline": ("flux", "Flux"),
     "StableDiffusionPipeline": ("stable_diffusion", "StableDiffusion"),
     "StableDiffusionXLPipeline": ("stable_diffusion", "StableDiffusionXL"),
 }

@@ -1,6 +1,7 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import PIL.Image
@@ -38,6 +39,7 @@ class Family:
     denoiser_name = "transformer"
     lora_target_modules = ["to_q", "to_k", "to_v", "to_out.0"]
     process: RectifiedFlow | DDPM
+    reference_positions: str | None = None  # where references stand, if not as in the pipeline
 
     def __init__(
         self, pipeline, encode_prompt_kwargs: dict[str, Any] | None = None, guidance_scale: float | None = None
@@ -50,11 +52,6 @@ class Family:
             raise ValueError(
                 f"`encode_prompt_kwargs` holds {', '.join(map(repr, unknown))}; what {type(pipeline).__name__} can be given "
                 f"is {', '.join(known)}."
-            )
-        if any(hasattr(part, "_hf_hook") for part in self.modules.values()):
-            raise ValueError(
-                "The pipeline is offloaded, which would move its denoiser about while it trains. Call "
-                "`pipeline.remove_all_hooks()`, or give the trainer a pipeline without offload."
             )
         if guidance_scale is None:
             guidance_scale = inspect.signature(pipeline.__call__).parameters["guidance_scale"].default
@@ -87,6 +84,18 @@ class Family:
     def reference_rule(self, resolution: int | None = None) -> ReferenceRule | None:
         """How the pipeline sizes reference images, at most `resolution` squared; `None` if it takes no references."""
         return None
+
+    def place_references(self, positions: str):
+        """
+        Has a denoiser whose pipeline takes no references look at some, whose tokens stand where `positions` says.
+
+        Raises:
+            ValueError: If nobody has shown that the model can learn that.
+        """
+        raise ValueError(
+            f"`reference_positions={positions!r}` is for models whose pipeline takes no references and that can learn to "
+            f"(`FluxPipeline`). Leave it out for {type(self.pipeline).__name__}."
+        )
 
     @property
     def feature_blocks(self) -> list[str]:
@@ -142,3 +151,19 @@ class Family:
             `torch.Tensor` of shape `(B, C, H, W)`: the prediction, as the pipeline hands it to its scheduler.
         """
         raise NotImplementedError
+
+    def sample(
+        self, references: Sequence[PIL.Image.Image], reference_resolution: int | None = None, **pipeline_kwargs
+    ) -> Any:
+        """
+        Calls the pipeline with references, placed and sized as in training.
+
+        Args:
+            references (`Sequence[PIL.Image.Image]`):
+                RGB images, or none.
+            reference_resolution (`int`, *optional*):
+                As in training, where the pipeline leaves a choice.
+            pipeline_kwargs:
+                Everything else, as for the pipeline.
+        """
+        return self.pipeline(**({"image": list(references)} if references else {}), **pipeline_kwargs)

@@ -1,0 +1,196 @@
+# Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
+"""FLUX.1 and Kontext: what the suite of all families can't ask of them, since their pipelines can't do it."""
+
+import PIL.Image
+import pytest
+import torch
+from diffusers.pipelines.flux import pipeline_flux_kontext
+
+from tests.families.test_families import Spy, as_pixels, assert_same_call, family_of, picture
+from tests.fixtures.flux import tiny_flux
+from tests.fixtures.pipelines import PIPELINES, PROMPT_KWARGS
+from trl_focus import sample_with_references
+from trl_focus.families.flux import Flux
+
+
+SMALL = [(48, 80), (64, 64), (80, 48)]  # stand for the sizes of a megapixel that Kontext was trained with
+
+
+@pytest.fixture(autouse=True)
+def small_references(monkeypatch):
+    monkeypatch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", SMALL)
+
+
+def uno(pipeline=None):
+    family = Flux(pipeline or tiny_flux(), PROMPT_KWARGS["flux"], 3.0)
+    family.place_references("diagonal")
+    return family
+
+
+def settings(**kwargs):
+    return {
+        "prompt": "a cat on a mat",
+        "width": 96,
+        "height": 64,
+        "num_inference_steps": 2,
+        "guidance_scale": 3.0,
+        "output_type": "latent",
+        "generator": torch.Generator().manual_seed(0),
+        **PROMPT_KWARGS["flux"],
+        **kwargs,
+    }
+
+
+def test_uno_positions_by_hand():
+    ids = uno()._position_ids("cpu", (2, 3), (1, 2), (2, 1)).tolist()
+    target = [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 1, 1], [0, 1, 2]]
+    # the first reference begins at (2, 3), where the target ends; the second at (2 + 1, 3 + 2)
+    assert ids == target + [[0, 2, 3], [0, 2, 4]] + [[0, 3, 5], [0, 4, 5]]
+
+
+def test_kontext_positions_by_hand():
+    ids = family_of("kontext")._position_ids("cpu", (1, 2), (2, 1), (1, 1), (1, 2)).tolist()
+    assert ids == [[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 1, 0], [2, 0, 0], [3, 0, 0], [3, 0, 1]]
+
+
+@pytest.mark.parametrize("width,height", [(64, 96), (96, 64)])
+@pytest.mark.parametrize("auto_resize", [True, False])
+@pytest.mark.parametrize("size", [(70, 100), (100, 71), (64, 64)])
+def test_kontext_with_one_reference_calls_the_denoiser_as_the_pipeline_does(
+    width, height, auto_resize, size, monkeypatch
+):
+    family = family_of("kontext")
+    spy = Spy(family, monkeypatch)
+    image = picture(*size, 0)
+    call = settings(width=width, height=height, max_area=width * height)
+    family.pipeline(image=image, _auto_resize=auto_resize, **call)
+    theirs, steps = [*spy.calls], [*spy.steps]
+    assert len(theirs) == len(steps) == 2
+    if not auto_resize:
+        monkeypatch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [])
+    grid = height // 16, width // 16
+    with torch.no_grad():
+        prompt = family.encode_prompt(["a cat on a mat"])
+        reference = family.encode_image(as_pixels(family.reference_rule().prepare(image)))
+        for call, (prediction, timestep, sample) in zip(theirs, steps, strict=True):
+            spy.calls.clear()
+            x = sample.transpose(1, 2).unflatten(2, grid)
+            ours = family.predict(family.denoiser, x, timestep[None] / 1000, prompt, [reference])
+            assert_same_call(spy.calls[0], call, 1e-5)
+            torch.testing.assert_close(ours.flatten(2).transpose(1, 2), prediction, rtol=1e-4, atol=1e-4)
+
+
+def test_kontext_sizes_references_as_the_pipeline_does_on_the_real_sizes(monkeypatch):
+    monkeypatch.undo()
+    rule = family_of("kontext").reference_rule()
+    assert rule.size(1000, 1000) == (1024, 1024)
+    assert rule.size(64, 64) == (1024, 1024)  # the pipeline enlarges, too
+    assert rule.size(1600, 900) == (752, 1392)
+    assert rule.size(500, 2000) == (1568, 672)
+    half = family_of("kontext").reference_rule(512)
+    assert half.size(1000, 1000) == (512, 512)
+    assert half.size(1600, 900) == (368, 688)  # half of 752x1392, cut to multiples of 16
+    assert half.prepare(PIL.Image.new("L", (1600, 900))).size == (688, 368)
+
+
+def test_uno_references_keep_their_size_up_to_the_limit():
+    rule = uno().reference_rule()
+    assert rule.size(100, 71) == (64, 96)
+    assert rule.size(1024, 1024) == (512, 512)
+    assert uno().reference_rule(64).size(640, 160) == (32, 128)
+    with pytest.raises(ValueError, match="10x70 pixels.*at least 16"):
+        rule.size(10, 70)
+    with pytest.raises(ValueError, match="raise `reference_resolution`"):
+        uno().reference_rule(32).size(1600, 100)
+
+
+@pytest.mark.parametrize("n_references", [0, 1])
+def test_kontext_sampled_by_the_helper_is_what_its_pipeline_draws(n_references):
+    pipeline = PIPELINES["kontext"]()
+    images = [picture(70, 100, 0)][:n_references]
+    expected = pipeline(**settings(image=images[0] if images else None, max_area=96 * 64)).images
+    actual = sample_with_references(pipeline, images, **settings()).images
+    torch.testing.assert_close(actual, expected)
+    if images:
+        assert not torch.allclose(actual, pipeline(**settings(max_area=96 * 64)).images, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["flux", "kontext"])
+@pytest.mark.parametrize("true_cfg", [False, True])
+def test_what_the_helper_samples_is_what_training_predicts(name, true_cfg, monkeypatch):
+    family = uno() if name == "flux" else family_of(name)
+    spy = Spy(family, monkeypatch)
+    images = [picture(70, 100, 0), picture(64, 64, 1)]
+    positions = "diagonal" if name == "flux" else None
+    negative = {"negative_prompt": "a dog", "true_cfg_scale": 2.0} if true_cfg else {}
+    sample_with_references(family.pipeline, images, positions, **settings(**negative))
+    theirs, steps = [*spy.calls], [*spy.steps]
+    assert len(steps) == 2 and len(theirs) == (4 if true_cfg else 2)
+    with torch.no_grad():
+        prompts = [family.encode_prompt([prompt]) for prompt in ("a cat on a mat", "a dog")]
+        rule = family.reference_rule()
+        references = [family.encode_image(as_pixels(rule.prepare(image))) for image in images]
+        for number, (prediction, timestep, sample) in enumerate(steps):
+            x = sample.transpose(1, 2).unflatten(2, (4, 6))
+            spy.calls.clear()
+            ours, opposite = (
+                family.predict(family.denoiser, x, timestep[None] / 1000, prompt, references) for prompt in prompts
+            )
+            calls = theirs[2 * number : 2 * number + 2] if true_cfg else theirs[number : number + 1]
+            for mine, call in zip(spy.calls, calls, strict=False):
+                assert_same_call(mine, call, 1e-5)
+            if true_cfg:
+                ours = opposite + 2.0 * (ours - opposite)
+            torch.testing.assert_close(ours.flatten(2).transpose(1, 2), prediction, rtol=1e-3, atol=1e-3)
+
+
+def test_the_helper_leaves_nothing_behind_and_takes_batches():
+    pipeline = tiny_flux()
+    before = pipeline(**settings()).images
+    two = settings(prompt=["a cat", "a dog"], num_images_per_prompt=2)
+    drawn = sample_with_references(pipeline, [picture(64, 64, 0)], "diagonal", **two).images
+    assert drawn.shape == (4, 24, 16)
+    with pytest.raises(ZeroDivisionError):
+        sample_with_references(
+            pipeline, [picture(64, 64, 0)], "diagonal", **settings(callback_on_step_end=lambda *a: 1 / 0)
+        )
+    assert torch.equal(pipeline(**settings()).images, before)
+    assert not torch.allclose(drawn[:1], before, atol=1e-3)
+
+
+def test_references_and_their_order_change_the_prediction():
+    family = uno()
+    x, t = torch.randn(1, 16, 4, 4), torch.tensor([0.5])
+    with torch.no_grad():
+        prompt = family.encode_prompt(["a cat"])
+        one, other = (family.encode_image(as_pixels(picture(64, 64, seed))) for seed in (0, 1))
+        results = [
+            family.predict(family.denoiser, x, t, prompt, references)
+            for references in ([], [one], [one, other], [other, one])
+        ]
+    for i, a in enumerate(results):
+        for b in results[:i]:
+            assert not torch.allclose(a, b, atol=1e-4)
+
+
+def test_without_opting_in_flux_takes_no_references():
+    family = family_of("flux")
+    assert family.reference_rule() is None
+    with pytest.raises(ValueError, match="FluxPipeline takes no references.*`reference_positions`"):
+        sample_with_references(family.pipeline, [picture(64, 64, 0)], prompt="a cat")
+
+
+@pytest.mark.parametrize("name", ["kontext", "flux2_klein", "sd15"])
+def test_positions_are_for_flux_alone(name):
+    with pytest.raises(ValueError, match=f"'diagonal'.*{type(family_of(name).pipeline).__name__}"):
+        family_of(name).place_references("diagonal")
+
+
+def test_schnell_is_told_no_guidance(monkeypatch):
+    family = uno(tiny_flux(guidance_embeds=False))
+    spy = Spy(family, monkeypatch)
+    with torch.no_grad():
+        family.predict(
+            family.denoiser, torch.randn(1, 16, 4, 4), torch.tensor([0.5]), family.encode_prompt(["a cat"]), []
+        )
+    assert "guidance" not in spy.calls[0]
