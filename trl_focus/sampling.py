@@ -10,6 +10,7 @@ from .families import family_class
 
 def sample_with_references(
     pipeline,
+    prompt: str | list[str],
     references: Sequence[PIL.Image.Image],
     reference_positions: str | None = None,
     reference_resolution: int | None = None,
@@ -23,12 +24,14 @@ def sample_with_references(
 
     ```python
     >>> pipe.load_lora_weights("my-lora")
-    >>> image = sample_with_references(pipe, [cat, hat], "diagonal", prompt="a cat with a hat").images[0]
+    >>> image = sample_with_references(pipe, "a cat with a hat", [cat, hat], "diagonal").images[0]
     ```
 
     Args:
         pipeline (`DiffusionPipeline`):
             Loaded pipeline, with its LoRA, offloaded or not.
+        prompt (`str` or `list[str]`):
+            The prompt.
         references (`Sequence[PIL.Image.Image]`):
             Reference images.
         reference_positions, reference_resolution (*optional*):
@@ -48,4 +51,4 @@ def sample_with_references(
             "`reference_positions` of its training."
         )
     images = [image.convert("RGB") for image in references]
-    return family.sample(images, reference_resolution, **pipeline_kwargs)
+    return family.sample(prompt, images, reference_resolution, **pipeline_kwargs)

@@ -143,8 +143,8 @@ def test_decoding_encoded_latents_is_what_the_pipeline_does(name):
         family.pipeline.scheduler.step = lambda prediction, timestep, sample, **kwargs: (sample,)
         tokens = x.flatten(2).transpose(1, 2)
         prepared = {
-            "flux": lambda: (tokens, family._position_ids("cpu", (4, 6))),
-            "kontext": lambda: (tokens, None, family._position_ids("cpu", (4, 6)), None),
+            "flux": lambda: (tokens, family.position_ids("cpu", (4, 6))),
+            "kontext": lambda: (tokens, None, family.position_ids("cpu", (4, 6)), None),
             "flux2": lambda: (tokens, family.pipeline._prepare_latent_ids(x)),
             "flux2_klein": lambda: (tokens, family.pipeline._prepare_latent_ids(x)),
         }.get(name, lambda: x)

@@ -1,6 +1,8 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 """FLUX.1 and Kontext: what the suite of all families can't ask of them, since their pipelines can't do it."""
 
+import math
+
 import PIL.Image
 import pytest
 import torch
@@ -27,9 +29,11 @@ def uno(pipeline=None):
     return family
 
 
+PROMPT = "a cat on a mat"
+
+
 def settings(**kwargs):
     return {
-        "prompt": "a cat on a mat",
         "width": 96,
         "height": 64,
         "num_inference_steps": 2,
@@ -42,14 +46,14 @@ def settings(**kwargs):
 
 
 def test_uno_positions_by_hand():
-    ids = uno()._position_ids("cpu", (2, 3), (1, 2), (2, 1)).tolist()
+    ids = uno().position_ids("cpu", (2, 3), (1, 2), (2, 1)).tolist()
     target = [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 1, 1], [0, 1, 2]]
     # the first reference begins at (2, 3), where the target ends; the second at (2 + 1, 3 + 2)
     assert ids == target + [[0, 2, 3], [0, 2, 4]] + [[0, 3, 5], [0, 4, 5]]
 
 
 def test_kontext_positions_by_hand():
-    ids = family_of("kontext")._position_ids("cpu", (1, 2), (2, 1), (1, 1), (1, 2)).tolist()
+    ids = family_of("kontext").position_ids("cpu", (1, 2), (2, 1), (1, 1), (1, 2)).tolist()
     assert ids == [[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 1, 0], [2, 0, 0], [3, 0, 0], [3, 0, 1]]
 
 
@@ -63,14 +67,14 @@ def test_kontext_with_one_reference_calls_the_denoiser_as_the_pipeline_does(
     spy = Spy(family, monkeypatch)
     image = picture(*size, 0)
     call = settings(width=width, height=height, max_area=width * height)
-    family.pipeline(image=image, _auto_resize=auto_resize, **call)
+    family.pipeline(prompt=PROMPT, image=image, _auto_resize=auto_resize, **call)
     theirs, steps = [*spy.calls], [*spy.steps]
     assert len(theirs) == len(steps) == 2
     if not auto_resize:
         monkeypatch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [])
     grid = height // 16, width // 16
     with torch.no_grad():
-        prompt = family.encode_prompt(["a cat on a mat"])
+        prompt = family.encode_prompt([PROMPT])
         reference = family.encode_image(as_pixels(family.reference_rule().prepare(image)))
         for call, (prediction, timestep, sample) in zip(theirs, steps, strict=True):
             spy.calls.clear()
@@ -98,7 +102,7 @@ def test_uno_references_keep_their_size_up_to_the_limit():
     assert rule.size(100, 71) == (64, 96)
     assert rule.size(1024, 1024) == (512, 512)
     assert uno().reference_rule(64).size(640, 160) == (32, 128)
-    with pytest.raises(ValueError, match="10x70 pixels.*at least 16"):
+    with pytest.raises(ValueError, match="fewer than 16 pixels"):
         rule.size(10, 70)
     with pytest.raises(ValueError, match="raise `reference_resolution`"):
         uno().reference_rule(32).size(1600, 100)
@@ -108,11 +112,11 @@ def test_uno_references_keep_their_size_up_to_the_limit():
 def test_kontext_sampled_by_the_helper_is_what_its_pipeline_draws(n_references):
     pipeline = PIPELINES["kontext"]()
     images = [picture(70, 100, 0)][:n_references]
-    expected = pipeline(**settings(image=images[0] if images else None, max_area=96 * 64)).images
-    actual = sample_with_references(pipeline, images, **settings()).images
+    expected = pipeline(prompt=PROMPT, **settings(image=images[0] if images else None, max_area=96 * 64)).images
+    actual = sample_with_references(pipeline, PROMPT, images, **settings()).images
     torch.testing.assert_close(actual, expected)
     if images:
-        assert not torch.allclose(actual, pipeline(**settings(max_area=96 * 64)).images, atol=1e-3)
+        assert not torch.allclose(actual, pipeline(prompt=PROMPT, **settings(max_area=96 * 64)).images, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["flux", "kontext"])
@@ -123,11 +127,11 @@ def test_what_the_helper_samples_is_what_training_predicts(name, true_cfg, monke
     images = [picture(70, 100, 0), picture(64, 64, 1)]
     positions = "diagonal" if name == "flux" else None
     negative = {"negative_prompt": "a dog", "true_cfg_scale": 2.0} if true_cfg else {}
-    sample_with_references(family.pipeline, images, positions, **settings(**negative))
+    sample_with_references(family.pipeline, PROMPT, images, positions, **settings(**negative))
     theirs, steps = [*spy.calls], [*spy.steps]
     assert len(steps) == 2 and len(theirs) == (4 if true_cfg else 2)
     with torch.no_grad():
-        prompts = [family.encode_prompt([prompt]) for prompt in ("a cat on a mat", "a dog")]
+        prompts = [family.encode_prompt([prompt]) for prompt in (PROMPT, "a dog")]
         rule = family.reference_rule()
         references = [family.encode_image(as_pixels(rule.prepare(image))) for image in images]
         for number, (prediction, timestep, sample) in enumerate(steps):
@@ -146,15 +150,15 @@ def test_what_the_helper_samples_is_what_training_predicts(name, true_cfg, monke
 
 def test_the_helper_leaves_nothing_behind_and_takes_batches():
     pipeline = tiny_flux()
-    before = pipeline(**settings()).images
-    two = settings(prompt=["a cat", "a dog"], num_images_per_prompt=2)
-    drawn = sample_with_references(pipeline, [picture(64, 64, 0)], "diagonal", **two).images
+    before = pipeline(prompt=PROMPT, **settings()).images
+    two = settings(num_images_per_prompt=2)
+    drawn = sample_with_references(pipeline, [PROMPT, "a dog"], [picture(64, 64, 0)], "diagonal", **two).images
     assert drawn.shape == (4, 24, 16)
     with pytest.raises(ZeroDivisionError):
         sample_with_references(
-            pipeline, [picture(64, 64, 0)], "diagonal", **settings(callback_on_step_end=lambda *a: 1 / 0)
+            pipeline, PROMPT, [picture(64, 64, 0)], "diagonal", **settings(callback_on_step_end=lambda *a: 1 / 0)
         )
-    assert torch.equal(pipeline(**settings()).images, before)
+    assert torch.equal(pipeline(prompt=PROMPT, **settings()).images, before)
     assert not torch.allclose(drawn[:1], before, atol=1e-3)
 
 
@@ -177,7 +181,7 @@ def test_without_opting_in_flux_takes_no_references():
     family = family_of("flux")
     assert family.reference_rule() is None
     with pytest.raises(ValueError, match="FluxPipeline takes no references.*`reference_positions`"):
-        sample_with_references(family.pipeline, [picture(64, 64, 0)], prompt="a cat")
+        sample_with_references(family.pipeline, "a cat", [picture(64, 64, 0)])
 
 
 @pytest.mark.parametrize("name", ["kontext", "flux2_klein", "sd15"])
@@ -194,3 +198,18 @@ def test_schnell_is_told_no_guidance(monkeypatch):
             family.denoiser, torch.randn(1, 16, 4, 4), torch.tensor([0.5]), family.encode_prompt(["a cat"]), []
         )
     assert "guidance" not in spy.calls[0]
+
+
+def test_levels_are_shifted_by_the_images_tokens():
+    """As the pipeline calls its scheduler: mu on a line from 0.5 at 256 tokens to 1.15 at 4096."""
+    family = family_of("kontext")
+    for grid, mu in [((16, 16), 0.5), ((64, 64), 1.15), ((32, 68), 0.825)]:
+        x = torch.zeros(1, 1, *grid)
+        shift = math.exp(mu)
+        expected = shift * 0.3 / (1 + (shift - 1) * 0.3)
+        assert family.process.noise(x, x, torch.tensor([0.3])).level_B.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_prompts_are_cut_where_t5_cuts_them():
+    assert family_of("flux").max_prompt_tokens == 63  # 64, and one that ends the prompt
+    assert Flux(tiny_flux()).max_prompt_tokens == 511

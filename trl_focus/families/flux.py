@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 
 import torch
@@ -11,7 +12,9 @@ from diffusers import FluxKontextPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux import pipeline_flux_kontext
 
-from .appended import appended_tokens
+from ..noise import RectifiedFlow
+from .appended import as_tokens, sample_appended
+from .base import Family, ReferenceRule
 from .flux2 import Flux2
 
 
@@ -19,9 +22,9 @@ UNO_RESOLUTION = 512  # side of the references that UNO was trained with
 
 
 @dataclass
-class FluxReferences:
-    """Brings references to the nearest of the `preferred` sizes (width, height), shrinks them to `max_area` pixels and cuts
-    their sides down to multiples of `cell_size`."""
+class FluxReferences(ReferenceRule):
+    """Takes the nearest aspect ratio of `preferred` sizes (width, height) if there are some, at most `max_area` pixels, and
+    sides that are multiples of `cell_size`."""
 
     image_processor: VaeImageProcessor
     cell_size: int
@@ -29,17 +32,14 @@ class FluxReferences:
     preferred: Sequence[tuple[int, int]] = ()
 
     def size(self, width, height):
-        if min(width, height) < self.cell_size:
-            raise ValueError(f"it is {width}x{height} pixels, and a side needs at least {self.cell_size}")
         width, height = (side // self.cell_size * self.cell_size for side in (width, height))
-        if self.preferred:
+        if self.preferred and min(width, height):
             _, width, height = min((abs(width / height - w / h), w, h) for w, h in self.preferred)
-        scale = min(1.0, math.sqrt(self.max_area / (width * height)))
+        scale = min(1.0, math.sqrt(self.max_area / max(1, width * height)))
         height, width = (int(side * scale) // self.cell_size * self.cell_size for side in (height, width))
         if min(width, height) == 0:
             raise ValueError(
-                f"Shrunk to {self.max_area} pixels its shorter side would have none of {self.cell_size} pixels left: raise "
-                "`reference_resolution`"
+                f"A side of it would have fewer than {self.cell_size} pixels: give a larger one, or raise `reference_resolution`"
             )
         return height, width
 
@@ -47,14 +47,10 @@ class FluxReferences:
         return self.image_processor.resize(image, *self.size(*image.size))
 
 
-def as_tokens(x_BCHW: torch.Tensor) -> torch.Tensor:
-    return x_BCHW.flatten(2).transpose(1, 2)
-
-
-class FluxKontext(Flux2):
+class FluxKontext(Family):
     """
-    FLUX.1 Kontext: rectified flow on 2x2-packed latents, as FLUX.2. Its pipeline takes one reference, whose tokens stand behind
-    the target's with 1 as their first position; further references are counted on.
+    FLUX.1 Kontext: rectified flow on 2x2-packed latents. Its pipeline takes one reference, whose tokens stand behind the
+    target's with 1 as their first position; further references are counted on.
     """
 
     # those of diffusers' training scripts: attention and MLPs of both streams, and of the single-stream blocks
@@ -64,13 +60,23 @@ class FluxKontext(Flux2):
         *(f"{stream}.{name}" for stream in ("ff", "ff_context") for name in ("net.0.proj", "net.2")),
         "proj_mlp",
     ]
+    reference_counts = (0, None)
+
+    def __init__(self, pipeline, encode_prompt_kwargs=None, guidance_scale=None):
+        super().__init__(pipeline, encode_prompt_kwargs, guidance_scale)
+        self.process = RectifiedFlow.from_scheduler(pipeline.scheduler)
+        self.position_ids = lru_cache(self.position_ids)  # one entry per layout
+
+    # as in FLUX.2
+    cell_size, default_resolution = Flux2.cell_size, Flux2.default_resolution
+    feature_blocks, token_ranges = Flux2.feature_blocks, Flux2.token_ranges
 
     def reference_rule(self, resolution=None):
         max_area = resolution**2 if resolution else math.inf
         preferred = pipeline_flux_kontext.PREFERRED_KONTEXT_RESOLUTIONS
         return FluxReferences(self.pipeline.image_processor, self.cell_size, max_area, preferred)
 
-    def encode_prompt(self, prompts):
+    def encode_prompt(self, prompts, references=None):
         embeds, pooled, _ = self.pipeline.encode_prompt(prompts, **self.encode_prompt_kwargs)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
@@ -94,14 +100,14 @@ class FluxKontext(Flux2):
             pooled_projections=prompt["pooled_prompt_embeds"].to(x_BCHW.dtype),
             encoder_hidden_states=embeds,
             txt_ids=embeds.new_zeros(embeds.shape[1], 3),
-            img_ids=self._position_ids(x_BCHW.device, *(tuple(image.shape[-2:]) for image in images)),
+            img_ids=self.position_ids(x_BCHW.device, *(tuple(image.shape[-2:]) for image in images)),
             joint_attention_kwargs={},
             return_dict=False,
         )[0]
         height, width = x_BCHW.shape[-2:]
         return prediction[:, : height * width].transpose(1, 2).unflatten(2, (height, width))
 
-    def _position_ids(self, device, *grids):
+    def position_ids(self, device, *grids):
         ids = [self.pipeline._prepare_latent_image_ids(1, *grid, device, torch.float32) for grid in grids]
         origins = self._origins(grids)
         return torch.cat([ids_N3 + ids_N3.new_tensor(at) for ids_N3, at in zip(ids, origins, strict=False)])
@@ -110,19 +116,10 @@ class FluxKontext(Flux2):
         """Position of the first token of the target and of each reference."""
         return [(number, 0, 0) for number in range(len(grids))]
 
-    def sample(self, references, reference_resolution=None, **kwargs):
+    def sample(self, prompt, references, reference_resolution=None, **kwargs):
         if "max_area" in inspect.signature(self.pipeline.__call__).parameters and {"height", "width"} <= kwargs.keys():
             kwargs.setdefault("max_area", kwargs["height"] * kwargs["width"])  # else Kontext draws a megapixel
-        if not references:
-            return self.pipeline(**kwargs)
-        rule, device = self.reference_rule(reference_resolution), self.pipeline._execution_device
-        to_pixels = self.pipeline.image_processor.preprocess
-        with torch.no_grad():
-            latents = [self.encode_image(to_pixels(rule.prepare(image)).to(device)) for image in references]
-        grids = [tuple(image.shape[-2:]) for image in latents]
-        tokens_BNC = torch.cat([as_tokens(image) for image in latents], dim=1)
-        with appended_tokens(self.denoiser, tokens_BNC, lambda grid: self._position_ids(device, grid, *grids)):
-            return self.pipeline(**kwargs)
+        return sample_appended(self, prompt, references, reference_resolution, **kwargs)
 
 
 class Flux(FluxKontext):
