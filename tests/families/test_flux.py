@@ -2,6 +2,7 @@
 """FLUX.1 and Kontext: what the suite of all families can't ask of them, since their pipelines can't do it."""
 
 import math
+import re
 
 import PIL.Image
 import pytest
@@ -10,8 +11,10 @@ from diffusers.pipelines.flux import pipeline_flux_kontext
 
 from tests.families.test_families import Spy, as_pixels, assert_same_call, family_of, picture
 from tests.fixtures.flux import tiny_flux
+from tests.fixtures.pairs import make_pairs
 from tests.fixtures.pipelines import PIPELINES, PROMPT_KWARGS
-from trl_focus import sample_with_references
+from tests.fixtures.trainers import make_trainer
+from trl_focus import LogSamplesCallback, sample_with_references
 from trl_focus.families.flux import Flux
 
 
@@ -213,3 +216,46 @@ def test_levels_are_shifted_by_the_images_tokens():
 def test_prompts_are_cut_where_t5_cuts_them():
     assert family_of("flux").max_prompt_tokens == 63  # 64, and one that ends the prompt
     assert Flux(tiny_flux()).max_prompt_tokens == 511
+
+
+@pytest.mark.parametrize("name,told", [("flux", ', reference_positions="diagonal"'), ("kontext", "")])
+def test_lora_is_sampled_by_what_its_card_says(name, told, tmp_path):
+    positions = {"reference_positions": "diagonal"} if name == "flux" else {}
+    trainer = make_trainer(
+        output_dir=tmp_path, family=name, train_dataset=make_pairs(2, n_references=[2, 0]), max_steps=2, **positions
+    )
+    trainer.train()
+    trainer.save_model()
+    card = (tmp_path / "README.md").read_text()
+    (code,) = re.findall(r"\n(from trl_focus.*?)```", card, re.DOTALL)
+    assert f'"your prompt", [reference, other]{told}, reference_resolution=64)' in code
+
+    fresh = PIPELINES[name]()
+    fresh.load_lora_weights(tmp_path)
+    images = {"reference": picture(64, 64, 0), "other": picture(70, 100, 1)}
+    names = {"pipe": fresh, "settings": settings, **images}
+    exec(code.replace(").images", ", **settings()).images"), names)
+    with trainer.sampling():
+        trained = trainer.family.sample("your prompt", [*images.values()], 64, **settings()).images[0]
+    torch.testing.assert_close(names["image"], trained, rtol=0, atol=1e-4)
+    fresh.unload_lora_weights()
+    exec(code.replace(").images", ", **settings()).images"), names)
+    assert not torch.allclose(trained, names["image"], atol=1e-3)
+
+
+def test_samples_are_drawn_with_all_references(tmp_path, monkeypatch):
+    """Kontext's own call would take two references for a batch of two."""
+    trainer = make_trainer(output_dir=tmp_path, family="kontext", max_steps=1)
+    spy = Spy(trainer.family, monkeypatch)
+    rows = [{"prompt": "a cat", "references": [picture(64, 64, 0), picture(64, 64, 1)]}]
+    LogSamplesCallback(trainer, rows, num_inference_steps=1)._sample()
+    (call,) = spy.calls
+    assert call["img_ids"][:, 0].tolist() == [0] * 16 + [1] * 16 + [2] * 16
+
+
+def test_data_with_references_is_refused_until_flux_opts_in(tmp_path):
+    pairs = make_pairs(2, n_references=1)
+    with pytest.raises(ValueError, match="row 0.*takes no reference images.*`reference_positions`"):
+        make_trainer(output_dir=tmp_path, family="flux", train_dataset=pairs)
+    with pytest.raises(ValueError, match="'diagonal'.*StableDiffusionPipeline"):
+        make_trainer(output_dir=tmp_path, family="sd15", reference_positions="diagonal")

@@ -48,6 +48,7 @@ class Family:
     optional_components: tuple[str, ...] = ()  # what the pipeline encodes prompts without, should it be missing
     process: RectifiedFlow | DDPM
     reference_positions: str | None = None  # where references stand, if not as in the pipeline
+    sampled_by_helper = False  # whether some references are beyond the pipeline's own call
 
     def __init__(
         self, pipeline, encode_prompt_kwargs: dict[str, Any] | None = None, guidance_scale: float | None = None

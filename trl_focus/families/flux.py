@@ -61,6 +61,7 @@ class FluxKontext(Family):
         "proj_mlp",
     ]
     reference_counts = (0, None)
+    sampled_by_helper = True
 
     def __init__(self, pipeline, encode_prompt_kwargs=None, guidance_scale=None):
         super().__init__(pipeline, encode_prompt_kwargs, guidance_scale)
