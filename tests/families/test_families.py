@@ -43,7 +43,7 @@ class Spy:
 
         def record(module, args, kwargs):
             bound = signature.bind(*args, **kwargs).arguments
-            self.calls.append({key: value for key, value in bound.items() if value is not None})
+            self.calls.append({key: value for key, value in bound.items() if value is not None and value != {}})
 
         family.denoiser.register_forward_pre_hook(record, with_kwargs=True)
         step = family.pipeline.scheduler.step

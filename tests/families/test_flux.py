@@ -259,3 +259,19 @@ def test_data_with_references_is_refused_until_flux_opts_in(tmp_path):
         make_trainer(output_dir=tmp_path, family="flux", train_dataset=pairs)
     with pytest.raises(ValueError, match="'diagonal'.*StableDiffusionPipeline"):
         make_trainer(output_dir=tmp_path, family="sd15", reference_positions="diagonal")
+
+
+@pytest.mark.parametrize("name", ["flux", "kontext"])
+def test_levels_and_guidance_reach_a_bf16_model_unrounded(name):
+    family = family_of(name)
+    seen = []
+    family.denoiser.to(torch.bfloat16)
+    family.denoiser.time_text_embed.time_proj.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    levels = torch.tensor([0.1234567, 0.6789012])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        prompt = family.encode_prompt(["a cat", "a dog"])
+        family.predict(family.denoiser, torch.randn(2, 16, 4, 6), levels, prompt, [])
+    assert torch.equal(seen[0], 1000 * levels) and seen[1].tolist() == [3000.0, 3000.0]
+    with torch.no_grad():  # a later call of the pipeline's own is told what it says
+        family.pipeline.to(torch.bfloat16)(prompt=PROMPT, **settings(num_inference_steps=1))
+    assert seen[2].item() == 1000.0

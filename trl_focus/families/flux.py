@@ -16,6 +16,7 @@ from ..noise import RectifiedFlow
 from .appended import as_tokens, sample_appended
 from .base import Family, ReferenceRule
 from .flux2 import Flux2
+from .timestep import exact_timestep
 
 
 UNO_RESOLUTION = 512  # side of the references that UNO was trained with
@@ -91,20 +92,20 @@ class FluxKontext(Family):
     def predict(self, denoiser, x_BCHW, timestep_B, prompt, references):
         images = [x_BCHW, *references]
         embeds = prompt["prompt_embeds"].to(x_BCHW.dtype)
-        guidance_B = None
+        guidance = []
         if self.denoiser.config.guidance_embeds:
-            guidance_B = torch.full_like(timestep_B, self.guidance_scale)
-        prediction = denoiser(
-            hidden_states=torch.cat([as_tokens(image).to(x_BCHW.dtype) for image in images], dim=1),
-            timestep=timestep_B,
-            guidance=guidance_B,
-            pooled_projections=prompt["pooled_prompt_embeds"].to(x_BCHW.dtype),
-            encoder_hidden_states=embeds,
-            txt_ids=embeds.new_zeros(embeds.shape[1], 3),
-            img_ids=self.position_ids(x_BCHW.device, *(tuple(image.shape[-2:]) for image in images)),
-            joint_attention_kwargs={},
-            return_dict=False,
-        )[0]
+            guidance = [torch.full_like(timestep_B, self.guidance_scale)]
+        with exact_timestep(denoiser, *(1000 * told_B for told_B in (timestep_B, *guidance))):
+            prediction = denoiser(
+                hidden_states=torch.cat([as_tokens(image).to(x_BCHW.dtype) for image in images], dim=1),
+                timestep=timestep_B,
+                guidance=guidance[0] if guidance else None,
+                pooled_projections=prompt["pooled_prompt_embeds"].to(x_BCHW.dtype),
+                encoder_hidden_states=embeds,
+                txt_ids=embeds.new_zeros(embeds.shape[1], 3),
+                img_ids=self.position_ids(x_BCHW.device, *(tuple(image.shape[-2:]) for image in images)),
+                return_dict=False,
+            )[0]
         height, width = x_BCHW.shape[-2:]
         return prediction[:, : height * width].transpose(1, 2).unflatten(2, (height, width))
 
