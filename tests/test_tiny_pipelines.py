@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.fixtures.pipelines import PIPELINES, PROMPT_KWARGS, size_kwargs
+from tests.fixtures.pipelines import PIPELINES, PROMPT_KWARGS, TINY
 
 
 def generate(pipe, name, prompt="a red cat", **kwargs):
@@ -16,7 +16,9 @@ def generate(pipe, name, prompt="a red cat", **kwargs):
         num_inference_steps=2,
         generator=torch.Generator().manual_seed(0),
         output_type="np",
-        **size_kwargs(name, 96, 64),
+        width=96,
+        height=64,
+        **{key: value for key, value in TINY[name].call_kwargs.items() if key != "guidance_scale"},
         **PROMPT_KWARGS[name],
         **kwargs,
     ).images

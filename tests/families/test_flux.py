@@ -1,7 +1,6 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 """FLUX.1 and Kontext: what the suite of all families can't ask of them, since their pipelines can't do it."""
 
-import math
 import re
 
 import PIL.Image
@@ -9,27 +8,13 @@ import pytest
 import torch
 from diffusers.pipelines.flux import pipeline_flux_kontext
 
-from tests.families.test_families import Spy, as_pixels, assert_same_call, family_of, picture
+from tests.fixtures.families import Spy, as_pixels, assert_same, call_pipeline, encoded, family_of, picture
 from tests.fixtures.flux import tiny_flux
 from tests.fixtures.pairs import make_pairs
 from tests.fixtures.pipelines import PIPELINES, PROMPT_KWARGS
 from tests.fixtures.trainers import make_trainer
 from trl_focus import LogSamplesCallback, sample_with_references
 from trl_focus.families.flux import Flux
-
-
-SMALL = [(48, 80), (64, 64), (80, 48)]  # stand for the sizes of a megapixel that Kontext was trained with
-
-
-@pytest.fixture(autouse=True)
-def small_references(monkeypatch):
-    monkeypatch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", SMALL)
-
-
-def uno(pipeline=None):
-    family = Flux(pipeline or tiny_flux(), PROMPT_KWARGS["flux"], 3.0)
-    family.place_references("diagonal")
-    return family
 
 
 PROMPT = "a cat on a mat"
@@ -49,7 +34,7 @@ def settings(**kwargs):
 
 
 def test_uno_positions_by_hand():
-    ids = uno().position_ids("cpu", (2, 3), (1, 2), (2, 1)).tolist()
+    ids = family_of("flux_uno").position_ids("cpu", (2, 3), (1, 2), (2, 1)).tolist()
     target = [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 1, 1], [0, 1, 2]]
     # the first reference begins at (2, 3), where the target ends; the second at (2 + 1, 3 + 2)
     assert ids == target + [[0, 2, 3], [0, 2, 4]] + [[0, 3, 5], [0, 4, 5]]
@@ -60,31 +45,16 @@ def test_kontext_positions_by_hand():
     assert ids == [[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 1, 0], [2, 0, 0], [3, 0, 0], [3, 0, 1]]
 
 
-@pytest.mark.parametrize("width,height", [(64, 96), (96, 64)])
-@pytest.mark.parametrize("auto_resize", [True, False])
 @pytest.mark.parametrize("size", [(70, 100), (100, 71), (64, 64)])
-def test_kontext_with_one_reference_calls_the_denoiser_as_the_pipeline_does(
-    width, height, auto_resize, size, monkeypatch
-):
+def test_kontext_takes_references_as_they_are_where_its_pipeline_does(size, monkeypatch):
     family = family_of("kontext")
     spy = Spy(family, monkeypatch)
     image = picture(*size, 0)
-    call = settings(width=width, height=height, max_area=width * height)
-    family.pipeline(prompt=PROMPT, image=image, _auto_resize=auto_resize, **call)
-    theirs, steps = [*spy.calls], [*spy.steps]
-    assert len(theirs) == len(steps) == 2
-    if not auto_resize:
-        monkeypatch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [])
-    grid = height // 16, width // 16
-    with torch.no_grad():
-        prompt = family.encode_prompt([PROMPT])
-        reference = family.encode_image(as_pixels(family.reference_rule().prepare(image)))
-        for call, (prediction, timestep, sample) in zip(theirs, steps, strict=True):
-            spy.calls.clear()
-            x = sample.transpose(1, 2).unflatten(2, grid)
-            ours = family.predict(family.denoiser, x, timestep[None] / 1000, prompt, [reference])
-            assert_same_call(spy.calls[0], call, 1e-5)
-            torch.testing.assert_close(ours.flatten(2).transpose(1, 2), prediction, rtol=1e-4, atol=1e-4)
+    call_pipeline(family, "kontext", [image], _auto_resize=False)
+    monkeypatch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [])
+    _, (reference,) = encoded(family, [PROMPT], [[image]])
+    tokens = spy.calls[0]["hidden_states"][:, 24:]
+    torch.testing.assert_close(reference.flatten(2).transpose(1, 2), tokens, rtol=0, atol=1e-5)
 
 
 def test_kontext_sizes_references_as_the_pipeline_does_on_the_real_sizes(monkeypatch):
@@ -101,14 +71,14 @@ def test_kontext_sizes_references_as_the_pipeline_does_on_the_real_sizes(monkeyp
 
 
 def test_uno_references_keep_their_size_up_to_the_limit():
-    rule = uno().reference_rule()
+    rule = family_of("flux_uno").reference_rule()
     assert rule.size(100, 71) == (64, 96)
     assert rule.size(1024, 1024) == (512, 512)
-    assert uno().reference_rule(64).size(640, 160) == (32, 128)
+    assert family_of("flux_uno").reference_rule(64).size(640, 160) == (32, 128)
     with pytest.raises(ValueError, match="fewer than 16 pixels"):
         rule.size(10, 70)
     with pytest.raises(ValueError, match="raise `reference_resolution`"):
-        uno().reference_rule(32).size(1600, 100)
+        family_of("flux_uno").reference_rule(32).size(1600, 100)
 
 
 @pytest.mark.parametrize("n_references", [0, 1])
@@ -122,13 +92,13 @@ def test_kontext_sampled_by_the_helper_is_what_its_pipeline_draws(n_references):
         assert not torch.allclose(actual, pipeline(prompt=PROMPT, **settings(max_area=96 * 64)).images, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["flux", "kontext"])
+@pytest.mark.parametrize("name", ["flux_uno", "kontext"])
 @pytest.mark.parametrize("true_cfg", [False, True])
 def test_what_the_helper_samples_is_what_training_predicts(name, true_cfg, monkeypatch):
-    family = uno() if name == "flux" else family_of(name)
+    family = family_of(name)
     spy = Spy(family, monkeypatch)
     images = [picture(70, 100, 0), picture(64, 64, 1)]
-    positions = "diagonal" if name == "flux" else None
+    positions = family.reference_positions
     negative = {"negative_prompt": "a dog", "true_cfg_scale": 2.0} if true_cfg else {}
     sample_with_references(family.pipeline, PROMPT, images, positions, **settings(**negative))
     theirs, steps = [*spy.calls], [*spy.steps]
@@ -145,7 +115,7 @@ def test_what_the_helper_samples_is_what_training_predicts(name, true_cfg, monke
             )
             calls = theirs[2 * number : 2 * number + 2] if true_cfg else theirs[number : number + 1]
             for mine, call in zip(spy.calls, calls, strict=False):
-                assert_same_call(mine, call, 1e-5)
+                assert_same(mine, call, 1e-5, "call")
             if true_cfg:
                 ours = opposite + 2.0 * (ours - opposite)
             torch.testing.assert_close(ours.flatten(2).transpose(1, 2), prediction, rtol=1e-3, atol=1e-3)
@@ -165,21 +135,6 @@ def test_the_helper_leaves_nothing_behind_and_takes_batches():
     assert not torch.allclose(drawn[:1], before, atol=1e-3)
 
 
-def test_references_and_their_order_change_the_prediction():
-    family = uno()
-    x, t = torch.randn(1, 16, 4, 4), torch.tensor([0.5])
-    with torch.no_grad():
-        prompt = family.encode_prompt(["a cat"])
-        one, other = (family.encode_image(as_pixels(picture(64, 64, seed))) for seed in (0, 1))
-        results = [
-            family.predict(family.denoiser, x, t, prompt, references)
-            for references in ([], [one], [one, other], [other, one])
-        ]
-    for i, a in enumerate(results):
-        for b in results[:i]:
-            assert not torch.allclose(a, b, atol=1e-4)
-
-
 def test_without_opting_in_flux_takes_no_references():
     family = family_of("flux")
     assert family.reference_rule() is None
@@ -194,7 +149,7 @@ def test_positions_are_for_flux_alone(name):
 
 
 def test_schnell_is_told_no_guidance(monkeypatch):
-    family = uno(tiny_flux(guidance_embeds=False))
+    family = Flux(tiny_flux(guidance_embeds=False), PROMPT_KWARGS["flux"])
     spy = Spy(family, monkeypatch)
     with torch.no_grad():
         family.predict(
@@ -203,27 +158,15 @@ def test_schnell_is_told_no_guidance(monkeypatch):
     assert "guidance" not in spy.calls[0]
 
 
-def test_levels_are_shifted_by_the_images_tokens():
-    """As the pipeline calls its scheduler: mu on a line from 0.5 at 256 tokens to 1.15 at 4096."""
-    family = family_of("kontext")
-    for grid, mu in [((16, 16), 0.5), ((64, 64), 1.15), ((32, 68), 0.825)]:
-        x = torch.zeros(1, 1, *grid)
-        shift = math.exp(mu)
-        expected = shift * 0.3 / (1 + (shift - 1) * 0.3)
-        assert family.process.noise(x, x, torch.tensor([0.3])).level_B.item() == pytest.approx(expected, rel=1e-5)
-
-
 def test_prompts_are_cut_where_t5_cuts_them():
     assert family_of("flux").max_prompt_tokens == 63  # 64, and one that ends the prompt
     assert Flux(tiny_flux()).max_prompt_tokens == 511
 
 
-@pytest.mark.parametrize("name,told", [("flux", ', reference_positions="diagonal"'), ("kontext", "")])
+@pytest.mark.parametrize("name,told", [("flux_uno", ', reference_positions="diagonal"'), ("kontext", "")])
 def test_lora_is_sampled_by_what_its_card_says(name, told, tmp_path):
-    positions = {"reference_positions": "diagonal"} if name == "flux" else {}
-    trainer = make_trainer(
-        output_dir=tmp_path, family=name, train_dataset=make_pairs(2, n_references=[2, 0]), max_steps=2, **positions
-    )
+    data = make_pairs(2, n_references=[2, 0])
+    trainer = make_trainer(output_dir=tmp_path, family=name, train_dataset=data, max_steps=2)
     trainer.train()
     trainer.save_model()
     card = (tmp_path / "README.md").read_text()
@@ -261,17 +204,13 @@ def test_data_with_references_is_refused_until_flux_opts_in(tmp_path):
         make_trainer(output_dir=tmp_path, family="sd15", reference_positions="diagonal")
 
 
-@pytest.mark.parametrize("name", ["flux", "kontext"])
-def test_levels_and_guidance_reach_a_bf16_model_unrounded(name):
-    family = family_of(name)
+def test_levels_of_training_do_not_stay_in_the_pipeline(monkeypatch):
+    family = family_of("flux")
     seen = []
-    family.denoiser.to(torch.bfloat16)
     family.denoiser.time_text_embed.time_proj.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    levels = torch.tensor([0.1234567, 0.6789012])
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        prompt = family.encode_prompt(["a cat", "a dog"])
-        family.predict(family.denoiser, torch.randn(2, 16, 4, 6), levels, prompt, [])
-    assert torch.equal(seen[0], 1000 * levels) and seen[1].tolist() == [3000.0, 3000.0]
-    with torch.no_grad():  # a later call of the pipeline's own is told what it says
-        family.pipeline.to(torch.bfloat16)(prompt=PROMPT, **settings(num_inference_steps=1))
-    assert seen[2].item() == 1000.0
+    with torch.no_grad():
+        family.predict(
+            family.denoiser, torch.randn(1, 16, 4, 6), torch.tensor([0.25]), family.encode_prompt(["a cat"]), []
+        )
+    call_pipeline(family, "flux", steps=1)
+    assert [value.item() for value in seen] == [250.0, 3000.0, 1000.0, 3000.0]

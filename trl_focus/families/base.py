@@ -196,7 +196,7 @@ class Family:
                 What else the pipeline is called with.
         """
         if references:
-            kwargs["image"] = references
+            kwargs["image"] = references[0] if self.reference_counts[1] == 1 else references
         return self.pipeline(prompt=prompt, **kwargs)
 
     def encode_image(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:

@@ -141,5 +141,9 @@ class Flux(FluxKontext):
             return None
         return FluxReferences(self.pipeline.image_processor, self.cell_size, (resolution or UNO_RESOLUTION) ** 2)
 
+    @property
+    def feature_blocks(self):
+        return [] if self.reference_positions is None else super().feature_blocks
+
     def _origins(self, grids):
         return accumulate(grids, lambda at, grid: (0, at[1] + grid[0], at[2] + grid[1]), initial=(0, 0, 0))
