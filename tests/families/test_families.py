@@ -152,7 +152,7 @@ def test_decoding_encoded_latents_is_what_the_pipeline_does(name, monkeypatch):
     monkeypatch.setattr(vae, "decode", record_decode)
     sizes = [REFERENCE_SIZES[0]] * family.reference_counts[0]
     images = [picture(*size, 0) for size in sizes]
-    call_pipeline(family.pipeline, name, images, num_inference_steps=1, output_type="np")
+    call_pipeline(family, name, images, steps=1, output_type="np")
     torch.testing.assert_close(decoded[0], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -169,7 +169,7 @@ def pipeline_shift(family, name, monkeypatch):
         stop.__signature__ = inspect.signature(family.pipeline.scheduler.set_timesteps)
         patch.setattr(family.pipeline.scheduler, "set_timesteps", stop)
         sizes = [REFERENCE_SIZES[0]] * family.reference_counts[0]
-        call_pipeline(family.pipeline, name, [picture(*size, 0) for size in sizes], num_inference_steps=None)
+        call_pipeline(family, name, [picture(*size, 0) for size in sizes], steps=None)
     return given[0]
 
 

@@ -89,7 +89,8 @@ class LayoutRule:
         if references and self.references is None:
             raise ValueError(
                 "`references` is not empty, and this model takes no reference images. Leave them out with "
-                "`dataset.remove_columns(['references'])` (and `reference_masks`, `reference_subjects`)"
+                "`dataset.remove_columns(['references'])` (and `reference_masks`, `reference_subjects`), or teach FLUX.1 to look "
+                "at them with `reference_positions`"
             )
         least, most = self.reference_counts
         if len(references) < least or (most is not None and len(references) > most):

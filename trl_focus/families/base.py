@@ -48,6 +48,8 @@ class Family:
     reference_counts: tuple[int, int | None] = (0, 0)  # fewest and most references of a prompt; `None` is no limit
     optional_components: tuple[str, ...] = ()  # what the pipeline encodes prompts without, should it be missing
     process: RectifiedFlow | DDPM
+    reference_positions: str | None = None  # where references stand, if not as in the pipeline
+    sampled_by_helper = False  # whether some references are beyond the pipeline's own call
 
     def __init__(
         self, pipeline, encode_prompt_kwargs: dict[str, Any] | None = None, guidance_scale: float | None = None
@@ -62,11 +64,6 @@ class Family:
             raise ValueError(
                 f"`encode_prompt_kwargs` holds {', '.join(map(repr, unknown))}; what {type(pipeline).__name__} can be given "
                 f"is {', '.join(known)}."
-            )
-        if any(hasattr(part, "_hf_hook") for part in self.modules.values()):
-            raise ValueError(
-                "The pipeline is offloaded, which would move its denoiser about while it trains. Call "
-                "`pipeline.remove_all_hooks()`, or give the trainer a pipeline without offload."
             )
         if guidance_scale is None:
             parameters = inspect.signature(pipeline.__call__).parameters
@@ -115,6 +112,18 @@ class Family:
     def reference_rule(self, resolution: int | None = None) -> ReferenceRule | None:
         """How the pipeline sizes reference images, at most `resolution` squared; `None` if it takes no references."""
         return None
+
+    def place_references(self, positions: str):
+        """
+        Has a denoiser whose pipeline takes no references look at some, whose tokens stand where `positions` says.
+
+        Raises:
+            ValueError: If nobody has shown that the model can learn that.
+        """
+        raise ValueError(
+            f"`reference_positions={positions!r}` is for models whose pipeline takes no references and that can learn to "
+            f"(`FluxPipeline`). Leave it out for {type(self.pipeline).__name__}."
+        )
 
     @property
     def feature_blocks(self) -> list[str]:
@@ -179,11 +188,29 @@ class Family:
         """
         raise NotImplementedError
 
-    def sample(self, prompt: str, references: list[PIL.Image.Image], **kwargs) -> PIL.Image.Image:
-        """Draws an image with the pipeline; what else it is called with is in `kwargs`."""
+    def sample(
+        self,
+        prompt: str | list[str],
+        references: list[PIL.Image.Image],
+        reference_resolution: int | None = None,
+        **kwargs,
+    ) -> Any:
+        """
+        Calls the pipeline with references, placed and sized as in training.
+
+        Args:
+            prompt (`str` or `list[str]`):
+                The prompt.
+            references (`list[PIL.Image.Image]`):
+                RGB images, or none.
+            reference_resolution (`int`, *optional*):
+                As in training, where the pipeline leaves a choice.
+            kwargs:
+                What else the pipeline is called with.
+        """
         if references:
             kwargs["image"] = references[0] if self.reference_counts[1] == 1 else references
-        return self.pipeline(prompt=prompt, **kwargs).images[0]
+        return self.pipeline(prompt=prompt, **kwargs)
 
     def encode_image(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Pixels in [-1, 1] to clean latents on the token grid, `x_BCHW`."""
