@@ -1,7 +1,9 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
 import inspect
-from typing import Any, Protocol
+from collections.abc import Iterable
+from itertools import accumulate
+from typing import Any
 
 import PIL.Image
 import torch
@@ -9,14 +11,20 @@ import torch
 from ..noise import DDPM, RectifiedFlow
 
 
-class ReferenceRule(Protocol):
+class ReferenceRule:
     """How a pipeline sizes reference images. Light enough to travel to the workers of a data loader."""
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Size (height, width) at which a reference is encoded. Raises a `ValueError` for one that is refused."""
+        raise NotImplementedError
 
     def prepare(self, image: PIL.Image.Image) -> PIL.Image.Image:
         """A reference at that size, resized as the pipeline does."""
+        raise NotImplementedError
+
+    def prepare_for_prompt(self, image: PIL.Image.Image) -> PIL.Image.Image | None:
+        """A reference as the prompt's encoder sees it, from the original image; `None` if it does not look at any."""
+        return None
 
 
 class Family:
@@ -37,28 +45,41 @@ class Family:
 
     denoiser_name = "transformer"
     lora_target_modules = ["to_q", "to_k", "to_v", "to_out.0"]
+    reference_counts: tuple[int, int | None] = (0, 0)  # fewest and most references of a prompt; `None` is no limit
+    optional_components: tuple[str, ...] = ()  # what the pipeline encodes prompts without, should it be missing
     process: RectifiedFlow | DDPM
+    looks_distilled = False  # whether the scheduler is one of models that are sampled in few steps alone
+    reference_positions: str | None = None  # where references stand, if not as in the pipeline
+    sampled_by_helper = False  # whether some references are beyond the pipeline's own call
 
     def __init__(
         self, pipeline, encode_prompt_kwargs: dict[str, Any] | None = None, guidance_scale: float | None = None
     ):
+        self.check_components(name for name, part in pipeline.components.items() if part is None)
         self.pipeline = pipeline
         self.encode_prompt_kwargs = encode_prompt_kwargs or {}
-        taken = ("prompt", "device", "num_images_per_prompt", "do_classifier_free_guidance")  # by the family
+        # by the family
+        taken = ("prompt", "image", "device", "num_images_per_prompt", "do_classifier_free_guidance")
         known = [name for name in inspect.signature(pipeline.encode_prompt).parameters if name not in taken]
         if unknown := [name for name in self.encode_prompt_kwargs if name not in known]:
             raise ValueError(
                 f"`encode_prompt_kwargs` holds {', '.join(map(repr, unknown))}; what {type(pipeline).__name__} can be given "
                 f"is {', '.join(known)}."
             )
-        if any(hasattr(part, "_hf_hook") for part in self.modules.values()):
-            raise ValueError(
-                "The pipeline is offloaded, which would move its denoiser about while it trains. Call "
-                "`pipeline.remove_all_hooks()`, or give the trainer a pipeline without offload."
-            )
         if guidance_scale is None:
-            guidance_scale = inspect.signature(pipeline.__call__).parameters["guidance_scale"].default
+            parameters = inspect.signature(pipeline.__call__).parameters
+            guidance_scale = parameters["guidance_scale"].default if "guidance_scale" in parameters else None
         self.guidance_scale = guidance_scale
+
+    @classmethod
+    def check_components(cls, missing: Iterable[str]):
+        """Refuses a pipeline that lacks components that training needs."""
+        needed = ("vae", "text_encoder", "tokenizer", "processor", "scheduler", cls.denoiser_name)
+        if missing := [name for name in missing if name.startswith(needed) and name not in cls.optional_components]:
+            raise ValueError(
+                f"The pipeline has no {', '.join(f'`{name}`' for name in missing)}, and training needs it. Load the pipeline "
+                "whole."
+            )
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -76,8 +97,13 @@ class Family:
 
     @property
     def cell_size(self) -> int:
-        """Side of one cell of the token grid in pixels. Image sides are multiples of it."""
+        """Side of one cell of the token grid in pixels."""
         return self.pipeline.vae_scale_factor
+
+    @property
+    def size_multiple(self) -> int:
+        """What the sides of an image must be multiples of, in pixels."""
+        return self.cell_size
 
     @property
     def default_resolution(self) -> int:
@@ -88,6 +114,25 @@ class Family:
         """How the pipeline sizes reference images, at most `resolution` squared; `None` if it takes no references."""
         return None
 
+    def place_references(self, positions: str):
+        """
+        Has a denoiser whose pipeline takes no references look at some, whose tokens stand where `positions` says.
+
+        Raises:
+            ValueError: If nobody has shown that the model can learn that.
+        """
+        raise ValueError(
+            f"`reference_positions={positions!r}` is for models whose pipeline takes no references and that can learn to "
+            f"(`FluxPipeline`). Leave it out for {type(self.pipeline).__name__}."
+        )
+
+    def sampled_in(self, steps: int):
+        """Has it trained at no other noise levels than those of a sampling in so many steps, as it was distilled for."""
+        raise ValueError(
+            f"`sampling_steps={steps}` is for Stable Diffusion's UNets that were distilled to few steps (SDXL-Turbo). Leave "
+            f"it out for {type(self.pipeline).__name__}."
+        )
+
     @property
     def feature_blocks(self) -> list[str]:
         """Names of the blocks in whose hidden states references and target are compared; empty if there are none."""
@@ -97,7 +142,8 @@ class Family:
         self, length: int, grid: tuple[int, int], reference_grids: list[tuple[int, int]]
     ) -> tuple[slice, list[slice]]:
         """
-        Where a block's sequence of `length` tokens holds the target, and where each reference.
+        Where a block's sequence of `length` tokens holds the target, and where each reference: here the target, then the
+        references, at its end.
 
         Args:
             length (`int`):
@@ -105,11 +151,74 @@ class Family:
             grid, reference_grids (`tuple[int, int]`):
                 Height and width of the token grids of the target and of each reference.
         """
+        sizes = [height * width for height, width in (grid, *reference_grids)]
+        starts = accumulate(sizes, initial=length - sum(sizes))
+        target, *references = (slice(start, start + size) for start, size in zip(starts, sizes, strict=False))
+        return target, references
+
+    @property
+    def tokenizer(self):
+        """The tokenizer that decides how much of a prompt is read: the pipeline's last one."""
+        parts = self.pipeline.components
+        last = parts[
+            max(name for name in parts if name.startswith(("tokenizer", "processor")) and parts[name] is not None)
+        ]
+        return getattr(last, "tokenizer", last)  # a processor has one
+
+    @property
+    def template_tokens(self) -> int:
+        """How many of the tokens that are read are not the prompt's own."""
+        return self.tokenizer.num_special_tokens_to_add()
+
+    @property
+    def max_prompt_tokens(self) -> int | None:
+        """How many tokens of a prompt are read before it is cut off; `None` if it never is."""
+        default = inspect.signature(self.pipeline.encode_prompt).parameters.get("max_sequence_length")
+        limit = self.encode_prompt_kwargs.get("max_sequence_length", default and default.default)
+        longest = self.tokenizer.model_max_length
+        return (longest if limit is None else min(limit, longest)) - self.template_tokens
+
+    def encode_prompt(
+        self, prompts: list[str], references: list[list[PIL.Image.Image]] | None = None
+    ) -> dict[str, torch.Tensor | list[torch.Tensor]]:
+        """
+        What the denoiser needs of `B` prompts.
+
+        Args:
+            prompts (`list[str]`):
+                The prompts.
+            references (`list[list[PIL.Image.Image]]`, *optional*):
+                The N references of each prompt, as [`ReferenceRule.prepare_for_prompt`] gives them. Families whose prompt's
+                encoder does not look at references pass over them.
+
+        Returns:
+            `dict`: tensors whose first axis is `B`, or lists of `B` tensors.
+        """
         raise NotImplementedError
 
-    def encode_prompt(self, prompts: list[str]) -> dict[str, torch.Tensor]:
-        """What the denoiser needs of `B` prompts; the first axis of each tensor is `B`."""
-        raise NotImplementedError
+    def sample(
+        self,
+        prompt: str | list[str],
+        references: list[PIL.Image.Image],
+        reference_resolution: int | None = None,
+        **kwargs,
+    ) -> Any:
+        """
+        Calls the pipeline with references, placed and sized as in training.
+
+        Args:
+            prompt (`str` or `list[str]`):
+                The prompt.
+            references (`list[PIL.Image.Image]`):
+                RGB images, or none.
+            reference_resolution (`int`, *optional*):
+                As in training, where the pipeline leaves a choice.
+            kwargs:
+                What else the pipeline is called with.
+        """
+        if references:
+            kwargs["image"] = references[0] if self.reference_counts[1] == 1 else references
+        return self.pipeline(prompt=prompt, **kwargs)
 
     def encode_image(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Pixels in [-1, 1] to clean latents on the token grid, `x_BCHW`."""

@@ -1,5 +1,6 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
+import copy
 from functools import lru_cache
 
 import torch
@@ -22,11 +23,22 @@ class StableDiffusion(Family):
             )
         self.process = DDPM.from_scheduler(pipeline.scheduler)
 
+        config = pipeline.scheduler.config
+        # Others are sampled from less than the last timestep, or predict v
+        self.looks_distilled = (
+            config.get("timestep_spacing") == "trailing" and self.process.prediction_type == "epsilon"
+        )
+
+    def sampled_in(self, steps):
+        scheduler = copy.deepcopy(self.pipeline.scheduler)
+        scheduler.set_timesteps(steps)
+        self.process.timesteps_N = scheduler.timesteps.long().unique()
+
     @property
     def default_resolution(self):
         return self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
 
-    def encode_prompt(self, prompts):
+    def encode_prompt(self, prompts, references=None):
         embeds, _ = self.pipeline.encode_prompt(
             prompts, self.pipeline.device, 1, do_classifier_free_guidance=False, **self.encode_prompt_kwargs
         )
@@ -69,7 +81,7 @@ class StableDiffusionXL(StableDiffusion):
     def default_resolution(self):
         return self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
 
-    def encode_prompt(self, prompts):
+    def encode_prompt(self, prompts, references=None):
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
             prompts, device=self.pipeline.device, do_classifier_free_guidance=False, **self.encode_prompt_kwargs
         )

@@ -50,6 +50,9 @@ class DiffusionDPOConfig(_BaseConfig):
             side of the image that the pipeline makes by default.
         reference_resolution (`int`, *optional*):
             Reference images larger than this squared are shrunk. Defaults to the pipeline's own limit.
+        reference_positions (`str`, *optional*):
+            Gives references to a model whose pipeline takes none (FLUX.1), and says where they stand: `"diagonal"`, each
+            beginning where the image before it ends, as in UNO. The LoRA is then sampled with [`sample_with_references`].
         encode_prompt_kwargs (`dict[str, Any]` or `str`, *optional*):
             Keyword arguments for the pipeline's own `encode_prompt`, such as `max_sequence_length`.
         crop (`str`, *optional*, defaults to `"none"`):
@@ -74,6 +77,9 @@ class DiffusionDPOConfig(_BaseConfig):
             Standard deviation of `"logit_normal"`, above 0.
         mode_scale (`float`, *optional*, defaults to `1.29`):
             Scale of `"mode"`, between -1 and 1.75; above 0 favours levels in the middle.
+        sampling_steps (`int`, *optional*):
+            Trains at no other timesteps than those of a sampling in so many steps: for UNets distilled to few steps
+            (SDXL-Turbo: 4), which know no others.
         eval_seed (`int`, *optional*, defaults to `0`):
             Evaluation draws the noise and the level of a row from this seed (at least 0) and the row's index alone.
 
@@ -171,6 +177,15 @@ class DiffusionDPOConfig(_BaseConfig):
             "help": "Reference images larger than this squared are shrunk. Defaults to the pipeline's own limit."
         },
     )
+    reference_positions: str | None = field(
+        default=None,
+        metadata={
+            "help": "Gives references to a model whose pipeline takes none (FLUX.1), and says where they stand: 'diagonal', "
+            "each beginning where the image before it ends, as in UNO. The LoRA is then sampled with "
+            "`sample_with_references`.",
+            "choices": ["diagonal"],
+        },
+    )
     encode_prompt_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": "Keyword arguments for the pipeline's own `encode_prompt`, such as `max_sequence_length`."},
@@ -214,6 +229,13 @@ class DiffusionDPOConfig(_BaseConfig):
     logit_std: float = field(default=1.0, metadata={"help": "Standard deviation of 'logit_normal', above 0."})
     mode_scale: float = field(
         default=1.29, metadata={"help": "Scale of 'mode', between -1 and 1.75; above 0 favours levels in the middle."}
+    )
+    sampling_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Trains at no other timesteps than those of a sampling in so many steps: for UNets distilled to few steps "
+            "(SDXL-Turbo: 4), which know no others."
+        },
     )
     eval_seed: int = field(
         default=0,
@@ -276,12 +298,13 @@ class DiffusionDPOConfig(_BaseConfig):
                 raise ValueError(f"`{name}` is {value!r}; give a dictionary, or one as JSON: '{{...}}'.")
         self._check_loss()
         _one_of("reference", self.reference, (None, "adapter_off", "initial_adapter", "model"))
+        _one_of("reference_positions", self.reference_positions, (None, "diagonal"))
         _one_of("crop", self.crop, ("none", "center", "random"))
         _one_of("ties", self.ties, ("error", "drop"))
         _one_of("weighting_scheme", self.weighting_scheme, ("none", "logit_normal", "mode"))
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(f"`caption_dropout` is {self.caption_dropout}; it is a probability, between 0 and 1.")
-        for name in ("resolution", "reference_resolution", "logit_std"):
+        for name in ("resolution", "reference_resolution", "logit_std", "sampling_steps"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f"`{name}` is {value}; it must be above 0.")
         if not -1 <= self.mode_scale <= MAX_MODE_SCALE:

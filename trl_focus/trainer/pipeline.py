@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from diffusers import DiffusionPipeline, PipelineQuantizationConfig
+from transformers.utils import is_torchvision_available, logging
 
 from ..families import Family, family_class
 
+
+logger = logging.get_logger(__name__)
 
 if TYPE_CHECKING:
     from .diffusion_dpo_config import DiffusionDPOConfig
@@ -23,6 +26,21 @@ def _dtype(args: "DiffusionDPOConfig") -> torch.dtype:
     default = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     dtype = kwargs.get("dtype", kwargs.get("torch_dtype", default))  # diffusers' former name for it
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def _check_processors(config: dict, args: "DiffusionDPOConfig"):
+    """Refuses processors of transformers that need torchvision where there is none: loading them fails in other words."""
+    given = args.model_init_kwargs or {}
+    needing = [
+        key
+        for key, value in config.items()
+        if key not in given and isinstance(value, list) and value[-1] in NEED_TORCHVISION
+    ]
+    if needing and not is_torchvision_available():
+        raise ImportError(
+            f"The pipeline's `{needing[0]}` is a {config[needing[0]][1]}, which needs torchvision: `pip install torchvision` "
+            "(the build of your torch: see https://pytorch.org/get-started)."
+        )
 
 
 def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", quantization_config=None) -> Family:
@@ -44,8 +62,11 @@ def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", 
     if isinstance(model, str | Path):
         # The class is read first, so that an unknown family is refused before gigabytes are loaded
         config_kwargs = {key: value for key, value in (args.model_init_kwargs or {}).items() if key in HUB_KWARGS}
-        name = DiffusionPipeline.load_config(model, **config_kwargs)["_class_name"]
+        config = DiffusionPipeline.load_config(model, **config_kwargs)
+        name = config["_class_name"]
         family = family_class([name])
+        family.check_components(key for key, value in config.items() if value == [None, None])
+        _check_processors(config, args)
         if quantization_config is not None and not isinstance(quantization_config, PipelineQuantizationConfig):
             quantization_config = PipelineQuantizationConfig(quant_mapping={family.denoiser_name: quantization_config})
         kwargs = {} if quantization_config is None else {"quantization_config": quantization_config}
@@ -63,8 +84,25 @@ def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", 
             f"`model` must be a Hub id, a folder or a loaded `DiffusionPipeline`, got {type(model).__name__}. Give the "
             "whole pipeline: training needs its text encoders and VAE as well."
         )
-    return family(pipeline, args.encode_prompt_kwargs, args.guidance_scale)
+    family = family(pipeline, args.encode_prompt_kwargs, args.guidance_scale)
+    if any(hasattr(part, "_hf_hook") for part in family.modules.values()):
+        raise ValueError(
+            "The pipeline is offloaded, which would move its denoiser about while it trains. Call "
+            "`pipeline.remove_all_hooks()`, or give the trainer a pipeline without offload."
+        )
+    if args.reference_positions is not None:
+        family.place_references(args.reference_positions)
+    if args.sampling_steps is not None:
+        family.sampled_in(args.sampling_steps)
+    elif family.looks_distilled:
+        logger.warning(
+            "The pipeline's scheduler spaces timesteps as for a model that was distilled to few steps, and this trains at all. If "
+            "it was, set `sampling_steps` to the most steps it is sampled in (4 for SDXL-Turbo)."
+        )
+    return family
 
+
+NEED_TORCHVISION = ("PixtralProcessor", "Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor")
 
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
