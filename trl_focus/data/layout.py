@@ -85,12 +85,7 @@ class LayoutRule:
         Raises:
             ValueError: If these images can't be trained on; the message begins with the column.
         """
-        ratio = (chosen[0] * rejected[1]) / (chosen[1] * rejected[0])
-        if self.stretch and max(ratio, 1 / ratio) > MAX_STRETCH:
-            raise ValueError(
-                "`rejected` is {}x{} pixels and `chosen` {}x{}: the aspect ratios differ too much to resize both to one "
-                "size. Crop or pad one of them, or set `crop` to 'center' or 'random'".format(*rejected, *chosen)
-            )
+        size = self.target(chosen, rejected)
         if references and self.references is None:
             raise ValueError(
                 "`references` is not empty, and this model takes no reference images. Leave them out with "
@@ -102,12 +97,22 @@ class LayoutRule:
             takes = f"exactly {most}" if least == most else f"at least {least}" if most is None else f"at most {most}"
             raise ValueError(f"`references` holds {len(references) or 'no'} images, and this model takes {takes}")
         sizes = []
-        for size in references:
+        for reference in references:
             try:
-                sizes.append(self.references.size(*size))
+                sizes.append(self.references.size(*reference))
             except ValueError as error:
                 raise ValueError(f"`references` holds an image that this model refuses: {error}") from error
-        return Layout(target_size(*chosen, self.resolution, self.multiple), tuple(sizes))
+        return Layout(size, tuple(sizes))
+
+    def target(self, chosen: tuple[int, int], rejected: tuple[int, int]) -> tuple[int, int]:
+        """Size (height, width) of the target alone. Raises a `ValueError` where one would be distorted."""
+        ratio = (chosen[0] * rejected[1]) / (chosen[1] * rejected[0])
+        if self.stretch and max(ratio, 1 / ratio) > MAX_STRETCH:
+            raise ValueError(
+                "`rejected` is {}x{} pixels and `chosen` {}x{}: the aspect ratios differ too much to resize both to one "
+                "size. Crop or pad one of them, or set `crop` to 'center' or 'random'".format(*rejected, *chosen)
+            )
+        return target_size(*chosen, self.resolution, self.multiple)
 
 
 def fill_up(batches: list[list[RowKey]], world_size: int) -> list[list[RowKey]]:

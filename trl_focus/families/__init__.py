@@ -12,6 +12,11 @@ FAMILIES = {
     "Flux2Pipeline": ("flux2", "Flux2"),
     "FluxKontextPipeline": ("flux", "FluxKontext"),
     "FluxPipeline": ("flux", "Flux"),
+    "QwenImage21Pipeline": ("qwen_image_21", "QwenImage21"),
+    "QwenImageEditPipeline": ("qwen_image", "QwenImageEdit"),
+    "QwenImageEditPlusPipeline": ("qwen_image", "QwenImageEditPlus"),
+    "QwenImagePipeline": ("qwen_image", "QwenImage"),
+    "StableDiffusion3Pipeline": ("stable_diffusion_3", "StableDiffusion3"),
     "StableDiffusionPipeline": ("stable_diffusion", "StableDiffusion"),
     "StableDiffusionXLPipeline": ("stable_diffusion", "StableDiffusionXL"),
 }

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import Any
 
 import PIL.Image
@@ -95,8 +96,13 @@ class Family:
 
     @property
     def cell_size(self) -> int:
-        """Side of one cell of the token grid in pixels. Image sides are multiples of it."""
+        """Side of one cell of the token grid in pixels."""
         return self.pipeline.vae_scale_factor
+
+    @property
+    def size_multiple(self) -> int:
+        """What the sides of an image must be multiples of, in pixels."""
+        return self.cell_size
 
     @property
     def default_resolution(self) -> int:
@@ -128,7 +134,8 @@ class Family:
         self, length: int, grid: tuple[int, int], reference_grids: list[tuple[int, int]]
     ) -> tuple[slice, list[slice]]:
         """
-        Where a block's sequence of `length` tokens holds the target, and where each reference.
+        Where a block's sequence of `length` tokens holds the target, and where each reference: here the target, then the
+        references, at its end.
 
         Args:
             length (`int`):
@@ -136,13 +143,18 @@ class Family:
             grid, reference_grids (`tuple[int, int]`):
                 Height and width of the token grids of the target and of each reference.
         """
-        raise NotImplementedError
+        sizes = [height * width for height, width in (grid, *reference_grids)]
+        starts = accumulate(sizes, initial=length - sum(sizes))
+        target, *references = (slice(start, start + size) for start, size in zip(starts, sizes, strict=False))
+        return target, references
 
     @property
     def tokenizer(self):
         """The tokenizer that decides how much of a prompt is read: the pipeline's last one."""
         parts = self.pipeline.components
-        last = parts[max(name for name in parts if name.startswith("tokenizer") and parts[name] is not None)]
+        last = parts[
+            max(name for name in parts if name.startswith(("tokenizer", "processor")) and parts[name] is not None)
+        ]
         return getattr(last, "tokenizer", last)  # a processor has one
 
     @property
@@ -154,8 +166,9 @@ class Family:
     def max_prompt_tokens(self) -> int | None:
         """How many tokens of a prompt are read before it is cut off; `None` if it never is."""
         default = inspect.signature(self.pipeline.encode_prompt).parameters.get("max_sequence_length")
-        default = self.tokenizer.model_max_length if default is None else default.default
-        return self.encode_prompt_kwargs.get("max_sequence_length", default) - self.template_tokens
+        limit = self.encode_prompt_kwargs.get("max_sequence_length", default and default.default)
+        longest = self.tokenizer.model_max_length
+        return (longest if limit is None else min(limit, longest)) - self.template_tokens
 
     def encode_prompt(
         self, prompts: list[str], references: list[list[PIL.Image.Image]] | None = None

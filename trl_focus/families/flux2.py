@@ -4,7 +4,6 @@ import inspect
 import math
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import accumulate
 
 import PIL.Image
 import torch
@@ -91,12 +90,6 @@ class Flux2(Family):
         if middle < depth[0]:
             return [f"transformer_blocks.{middle}"]
         return [f"single_transformer_blocks.{middle - depth[0]}"]
-
-    def token_ranges(self, length, grid, reference_grids):
-        sizes = [height * width for height, width in (grid, *reference_grids)]
-        starts = list(accumulate(sizes, initial=length - sum(sizes)))  # single-stream blocks hold the text in front
-        target, *references = (slice(start, start + size) for start, size in zip(starts, sizes, strict=False))
-        return target, references
 
     @property
     def template_tokens(self):
