@@ -151,7 +151,8 @@ def test_decoding_encoded_latents_is_what_the_pipeline_does(name, monkeypatch):
     monkeypatch.setattr(family.pipeline.scheduler, "step", clean)
     monkeypatch.setattr(vae, "decode", record_decode)
     sizes = [REFERENCE_SIZES[0]] * family.reference_counts[0]
-    call_pipeline(family, name, [picture(*size, 0) for size in sizes], steps=1, output_type="np")
+    images = [picture(*size, 0) for size in sizes]
+    call_pipeline(family, name, images, steps=1, output_type="np")
     torch.testing.assert_close(decoded[0], expected, rtol=1e-4, atol=1e-4)
 
 

@@ -48,7 +48,9 @@ def test_batches_give_the_prompts_encoder_each_row_its_own(name, tmp_path):
     _, prompt, _ = trainer._encode(batch)
     rows = trainer.train_dataset.dataset
     for i, row in enumerate(batch["row"]):
-        alone, _ = encoded(trainer.family, [rows[row]["prompt"]], [rows[row]["references"]])
+        seen = [trainer.layout_rule.references.prepare_for_prompt(image) for image in rows[row]["references"]]
+        with torch.no_grad():
+            alone = trainer.family.encode_prompt([rows[row]["prompt"]], [seen])
         length = alone["prompt_embeds"].shape[1]
         for offset in (0, 2):  # of chosen and of rejected
             torch.testing.assert_close(prompt["prompt_embeds"][i + offset, :length], alone["prompt_embeds"][0])

@@ -56,7 +56,7 @@ def plain_errors(trainer, batch, adapter_on):
             pixels = batch[side][i : i + 1].float() / 127.5 - 1
             with torch.no_grad():
                 clean = family.encode_image(pixels)
-                prompt = family.encode_prompt([batch["prompt"][i]])
+                prompt = family.encode_prompt([batch["prompt"][i]], [batch["prompt_references"][i]])
                 references = [family.encode_image(r[i : i + 1].float() / 127.5 - 1) for r in batch["references"]]
             noise, u = draw([seed], clean.shape[1:], "cpu")
             if hasattr(pipeline, "unet"):

@@ -9,8 +9,6 @@ from .base import Family
 class StableDiffusion3(Family):
     """Stable Diffusion 3 and 3.5: rectified flow on latents that the transformer patches itself. Text alone conditions it."""
 
-    # the image's and the text's projections, as in diffusers' own training script
-    lora_target_modules = [*Family.lora_target_modules, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
     optional_components = ("text_encoder_3", "tokenizer_3")  # T5, without which the pipeline takes zeros
 
     def __init__(self, pipeline, encode_prompt_kwargs=None, guidance_scale=None):

@@ -99,4 +99,5 @@ def main(trainer_class: type, script_args: ScriptArguments, training_args, model
     trainer.accelerator.print(f"The LoRA is in {training_args.output_dir}.")
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)
+    trainer.end()
     return trainer
