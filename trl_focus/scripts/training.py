@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from datasets import load_dataset
 from peft import LoraConfig
-from trl import TrlParser
+
+from .._compat import TrlParser
 
 
 @dataclass
