@@ -48,6 +48,7 @@ class Family:
     reference_counts: tuple[int, int | None] = (0, 0)  # fewest and most references of a prompt; `None` is no limit
     optional_components: tuple[str, ...] = ()  # what the pipeline encodes prompts without, should it be missing
     process: RectifiedFlow | DDPM
+    looks_distilled = False  # whether the scheduler is one of models that are sampled in few steps alone
     reference_positions: str | None = None  # where references stand, if not as in the pipeline
     sampled_by_helper = False  # whether some references are beyond the pipeline's own call
 
@@ -123,6 +124,13 @@ class Family:
         raise ValueError(
             f"`reference_positions={positions!r}` is for models whose pipeline takes no references and that can learn to "
             f"(`FluxPipeline`). Leave it out for {type(self.pipeline).__name__}."
+        )
+
+    def sampled_in(self, steps: int):
+        """Has it trained at no other noise levels than those of a sampling in so many steps, as it was distilled for."""
+        raise ValueError(
+            f"`sampling_steps={steps}` is for Stable Diffusion's UNets that were distilled to few steps (SDXL-Turbo). Leave "
+            f"it out for {type(self.pipeline).__name__}."
         )
 
     @property

@@ -1,5 +1,6 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
+import copy
 from functools import lru_cache
 
 import torch
@@ -21,6 +22,17 @@ class StableDiffusion(Family):
                 "undo that. Train the UNet it was distilled from."
             )
         self.process = DDPM.from_scheduler(pipeline.scheduler)
+
+        config = pipeline.scheduler.config
+        # Others are sampled from less than the last timestep, or predict v
+        self.looks_distilled = (
+            config.get("timestep_spacing") == "trailing" and self.process.prediction_type == "epsilon"
+        )
+
+    def sampled_in(self, steps):
+        scheduler = copy.deepcopy(self.pipeline.scheduler)
+        scheduler.set_timesteps(steps)
+        self.process.timesteps_N = scheduler.timesteps.long().unique()
 
     @property
     def default_resolution(self):

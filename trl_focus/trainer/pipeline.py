@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from diffusers import DiffusionPipeline, PipelineQuantizationConfig
-from transformers.utils import is_torchvision_available
+from transformers.utils import is_torchvision_available, logging
 
 from ..families import Family, family_class
 
+
+logger = logging.get_logger(__name__)
 
 if TYPE_CHECKING:
     from .diffusion_dpo_config import DiffusionDPOConfig
@@ -90,6 +92,13 @@ def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", 
         )
     if args.reference_positions is not None:
         family.place_references(args.reference_positions)
+    if args.sampling_steps is not None:
+        family.sampled_in(args.sampling_steps)
+    elif family.looks_distilled:
+        logger.warning(
+            "The pipeline's scheduler spaces timesteps as for a model that was distilled to few steps, and this trains at all. If "
+            "it was, set `sampling_steps` to the most steps it is sampled in (4 for SDXL-Turbo)."
+        )
     return family
 
 
