@@ -9,7 +9,7 @@ import torch
 from diffusers.pipelines.flux import pipeline_flux_kontext
 
 from tests.fixtures.families import Spy, as_pixels, assert_same, call_pipeline, encoded, family_of, picture
-from tests.fixtures.flux import tiny_flux
+from tests.fixtures.flux import KONTEXT_SIZES, tiny_flux
 from tests.fixtures.pairs import make_pairs
 from tests.fixtures.pipelines import PIPELINES, PROMPT_KWARGS
 from tests.fixtures.trainers import make_trainer
@@ -58,7 +58,7 @@ def test_kontext_takes_references_as_they_are_where_its_pipeline_does(size, monk
 
 
 def test_kontext_sizes_references_as_the_pipeline_does_on_the_real_sizes(monkeypatch):
-    monkeypatch.undo()
+    monkeypatch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", KONTEXT_SIZES)
     rule = family_of("kontext").reference_rule()
     assert rule.size(1000, 1000) == (1024, 1024)
     assert rule.size(64, 64) == (1024, 1024)  # the pipeline enlarges, too
@@ -166,7 +166,7 @@ def test_prompts_are_cut_where_t5_cuts_them():
 @pytest.mark.parametrize("name,told", [("flux_uno", ', reference_positions="diagonal"'), ("kontext", "")])
 def test_lora_is_sampled_by_what_its_card_says(name, told, tmp_path):
     data = make_pairs(2, n_references=[2, 0])
-    trainer = make_trainer(output_dir=tmp_path, family=name, train_dataset=data, max_steps=2)
+    trainer = make_trainer(output_dir=tmp_path, family=name, train_dataset=data, max_steps=2, reference_resolution=64)
     trainer.train()
     trainer.save_model()
     card = (tmp_path / "README.md").read_text()

@@ -70,8 +70,7 @@ class FluxKontext(Family):
         self.position_ids = lru_cache(self.position_ids)  # one entry per layout
 
     # as in FLUX.2
-    cell_size, default_resolution = Flux2.cell_size, Flux2.default_resolution
-    feature_blocks, token_ranges = Flux2.feature_blocks, Flux2.token_ranges
+    cell_size, default_resolution, feature_blocks = Flux2.cell_size, Flux2.default_resolution, Flux2.feature_blocks
 
     def reference_rule(self, resolution=None):
         max_area = resolution**2 if resolution else math.inf

@@ -1,0 +1,30 @@
+# Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
+
+# /// script
+# dependencies = [
+#     "trl-focus",
+# ]
+# ///
+
+"""
+FocusDPO of a diffusers pipeline:
+
+    accelerate launch -m trl_focus.scripts.focus_dpo --config examples/configs/flux2-klein.yaml
+
+Every field of the file can be given on the command line too, which wins: `--resolution 768 --output_dir elsewhere`.
+"""
+
+from trl_focus import FocusDPOConfig, FocusDPOTrainer
+from trl_focus.scripts import training
+
+
+def make_parser(subparsers=None):
+    return training.make_parser(FocusDPOConfig, "focus_dpo", subparsers)
+
+
+def main(script_args, training_args, model_args):
+    return training.main(FocusDPOTrainer, script_args, training_args, model_args)
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())
