@@ -103,6 +103,6 @@ def untrained_pipeline(vae: AutoencoderKLFlux2, width: int = 128) -> Flux2KleinP
 
 def load_base(folder: Path | str = BASE, dtype: torch.dtype = torch.float32) -> Flux2KleinPipeline:
     """The trained pipeline, on the CPU."""
-    pipeline = Flux2KleinPipeline.from_pretrained(folder, torch_dtype=dtype)
+    pipeline = Flux2KleinPipeline.from_pretrained(folder, dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
