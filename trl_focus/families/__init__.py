@@ -11,6 +11,8 @@ FAMILIES = {
     "Flux2Pipeline": ("flux2", "Flux2"),
     "StableDiffusionPipeline": ("stable_diffusion", "StableDiffusion"),
     "StableDiffusionXLPipeline": ("stable_diffusion", "StableDiffusionXL"),
+    "ZImageOmniPipeline": ("z_image", "ZImageOmni"),
+    "ZImagePipeline": ("z_image", "ZImage"),
 }
 
 

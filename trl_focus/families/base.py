@@ -36,7 +36,10 @@ class Family:
     """
 
     denoiser_name = "transformer"
-    lora_target_modules = ["to_q", "to_k", "to_v", "to_out.0"]
+    lora_target_modules: list[str] | str = ["to_q", "to_k", "to_v", "to_out.0"]
+    # The denoiser's lists of blocks whose hidden states hold target and references, in the order they run; none where the
+    # pipeline takes no references
+    block_lists: tuple[str, ...] = ()
     process: RectifiedFlow | DDPM
 
     def __init__(
@@ -89,9 +92,18 @@ class Family:
         return None
 
     @property
+    def image_blocks(self) -> list[str]:
+        """Names of the blocks of `block_lists`."""
+        lists = {name: self.denoiser.get_submodule(name) for name in self.block_lists}
+        return [f"{name}.{number}" for name, blocks in lists.items() for number in range(len(blocks))]
+
+    @property
     def feature_blocks(self) -> list[str]:
-        """Names of the blocks in whose hidden states references and target are compared; empty if there are none."""
-        return []
+        """
+        Names of the blocks in whose hidden states references and target are compared; empty if there are none. By default
+        the one half-way, where features are semantic and still local.
+        """
+        return self.image_blocks[len(self.image_blocks) // 2 :][:1]
 
     def token_ranges(
         self, length: int, grid: tuple[int, int], reference_grids: list[tuple[int, int]]
@@ -106,6 +118,20 @@ class Family:
                 Height and width of the token grids of the target and of each reference.
         """
         raise NotImplementedError
+
+    def image_tokens(
+        self,
+        tokens_BSD: torch.Tensor,
+        prompt: dict[str, torch.Tensor],
+        grid: tuple[int, int],
+        reference_grids: list[tuple[int, int]],
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """
+        A block's hidden states at the target's tokens, and at those of each reference. By default at `token_ranges`; for a
+        family whose ranges depend on the prompt, so that each row of a batch has its own, to be defined instead of it.
+        """
+        target, references = self.token_ranges(tokens_BSD.shape[1], grid, reference_grids)
+        return tokens_BSD[:, target], [tokens_BSD[:, part] for part in references]
 
     def encode_prompt(self, prompts: list[str]) -> dict[str, torch.Tensor]:
         """What the denoiser needs of `B` prompts; the first axis of each tensor is `B`."""

@@ -58,6 +58,7 @@ class Flux2(Family):
 
     # `to_qkv_mlp_proj` is the fused projection of the single-stream blocks.
     lora_target_modules = [*Family.lora_target_modules, "to_qkv_mlp_proj"]
+    block_lists = ("transformer_blocks", "single_transformer_blocks")
 
     def __init__(self, pipeline, encode_prompt_kwargs=None, guidance_scale=None):
         super().__init__(pipeline, encode_prompt_kwargs, guidance_scale)
@@ -76,15 +77,6 @@ class Flux2(Family):
     def reference_rule(self, resolution=None):
         max_area = min(resolution**2, MAX_REFERENCE_AREA) if resolution else MAX_REFERENCE_AREA
         return Flux2References(self.pipeline.image_processor, self.cell_size, max_area)
-
-    @property
-    def feature_blocks(self):
-        # half-way through the blocks, where features are semantic and still local
-        depth = len(self.denoiser.transformer_blocks), len(self.denoiser.single_transformer_blocks)
-        middle = sum(depth) // 2
-        if middle < depth[0]:
-            return [f"transformer_blocks.{middle}"]
-        return [f"single_transformer_blocks.{middle - depth[0]}"]
 
     def token_ranges(self, length, grid, reference_grids):
         sizes = [height * width for height, width in (grid, *reference_grids)]

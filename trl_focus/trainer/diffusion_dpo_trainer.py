@@ -316,7 +316,11 @@ class DiffusionDPOTrainer(_BaseTrainer):
             return error(self.model)  # not the DDP wrapper: no gradient, no bookkeeping of its reducer
 
     def watch(
-        self, batch: dict[str, Any], noised: Noised, references: list[torch.Tensor]
+        self,
+        batch: dict[str, Any],
+        noised: Noised,
+        prompt: dict[str, torch.Tensor],
+        references: list[torch.Tensor],
     ) -> AbstractContextManager[Any]:
         """Context in which the policy's forward runs. What it yields goes to `cell_weights`."""
         return nullcontext()
@@ -350,7 +354,7 @@ class DiffusionDPOTrainer(_BaseTrainer):
 
         # The reference goes first: switching adapters does not come between the policy's forward and its backward
         ref_error_BHW = self._reference_error(error)
-        with self.watch(inputs, noised, references) as seen:
+        with self.watch(inputs, noised, prompt, references) as seen:
             error_BHW = error(model)
         weights = self.cell_weights(inputs, noised, seen)
         # The difference is formed before the mean: four means of nearly equal size would cancel badly in fp32
