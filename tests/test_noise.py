@@ -16,6 +16,7 @@ from diffusers import (
     LCMScheduler,
     PNDMScheduler,
 )
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from trl_focus.noise import DDPM, RectifiedFlow, denoising_error, draw
 
@@ -53,9 +54,34 @@ class TestRectifiedFlow:
         level_B = process.noise(x, eps, torch.arange(1000, 0, -1) / 1000).level_B
         np.testing.assert_allclose(level_B, scheduler.sigmas, rtol=1e-6)
 
-    def test_shift_by_resolution_is_no_static_shift(self):
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
-        assert RectifiedFlow.from_scheduler(scheduler).shift == 1.0
+    @pytest.mark.parametrize("grid", [(16, 16), (20, 40), (64, 64), (96, 64)])
+    @pytest.mark.parametrize("kind", ["exponential", "linear"])
+    @pytest.mark.parametrize("own_mu", [False, True])
+    def test_shift_by_resolution_is_the_schedulers(self, kind, grid, own_mu):
+        """`mu` as a pipeline computes it, and what its scheduler makes of it."""
+        scheduler = FlowMatchEulerDiscreteScheduler(
+            shift=3.0,  # not in force
+            use_dynamic_shifting=True,
+            time_shift_type=kind,
+            base_shift=0.6,
+            max_shift=1.3,
+            base_image_seq_len=200,
+            max_image_seq_len=5000,
+        )
+        tokens, u = math.prod(grid), np.linspace(1, 0.001, 50, dtype=np.float32)
+        mu = 2.0 - tokens / 9000 if own_mu else calculate_shift(tokens, 200, 5000, 0.6, 1.3)
+        process = RectifiedFlow.from_scheduler(scheduler, mu=(lambda n: 2.0 - n / 9000) if own_mu else None)
+        x = torch.zeros(50, 1, *grid)
+        scheduler.set_timesteps(sigmas=u, mu=mu)
+        noised = process.noise(x, torch.ones_like(x), torch.from_numpy(u))
+        np.testing.assert_allclose(noised.level_B, scheduler.sigmas[:-1], rtol=1e-4)
+        np.testing.assert_allclose(noised.noisy_BCHW[:, 0, 0, 0], scheduler.sigmas[:-1], rtol=1e-4)
+        assert process.noise(x[:2], x[:2], torch.tensor([0.0, 1.0])).level_B.tolist() == [0, 1]
+
+    def test_end_of_a_sampling_schedule_is_no_part_of_training(self):
+        scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02)
+        x = torch.zeros(1, 1, 16, 16)
+        assert RectifiedFlow.from_scheduler(scheduler).noise(x, x, torch.tensor([1e-3])).level_B < 2e-3
 
 
 def abar(steps=1000):

@@ -251,10 +251,10 @@ class LogSamplesCallback(TrainerCallback):
         show(picture, "samples", args, state, self.trainer.callback_handler.callbacks)
 
     def _sample(self) -> list[PIL.Image.Image]:
-        pipeline = self.trainer.pipeline
-        accepted = inspect.signature(pipeline.__call__).parameters
+        family = self.trainer.family
+        accepted = inspect.signature(family.pipeline.__call__).parameters
         side = self.trainer.layout_rule.resolution
-        settings = {"height": side, "width": side, **self.trainer.family.encode_prompt_kwargs, **self.pipeline_kwargs}
+        settings = {"height": side, "width": side, **family.encode_prompt_kwargs, **self.pipeline_kwargs}
         settings = {
             name: value for name, value in settings.items() if name in accepted or name in self.pipeline_kwargs
         }
@@ -262,9 +262,6 @@ class LogSamplesCallback(TrainerCallback):
         with self.trainer.sampling():
             for i, row in enumerate(self.rows):
                 references = [decode_image(image).convert("RGB") for image in row.get("references") or []]
-                if references:
-                    settings["image"] = references
                 generator = torch.Generator().manual_seed(self.seed + i)
-                images += pipeline(prompt=row["prompt"], generator=generator, **settings).images[:1]
-                settings.pop("image", None)
+                images.append(family.sample(row["prompt"], references, generator=generator, **settings))
         return images

@@ -5,8 +5,10 @@ The two forward processes of image diffusion, and the draws that they need.
 Tensor names carry their shape: B images, C channels, H W the denoiser's token grid. Everything here is fp32.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -34,28 +36,50 @@ class Noised(NamedTuple):
     level_B: torch.Tensor
 
 
+def linear_mu(scheduler, tokens: int) -> float:
+    """The `mu` of an image of that many tokens: on the line that a scheduler's configuration draws, as in FLUX.1."""
+    config = scheduler.config
+    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+    return config.base_shift + slope * (tokens - config.base_image_seq_len)
+
+
 @dataclass(frozen=True)
 class RectifiedFlow:
     """
     Rectified flow: `x_sigma = (1 - sigma) x0 + sigma eps`, target `eps - x0` (https://huggingface.co/papers/2209.03003).
 
     Args:
-        shift (`float`, *optional*, defaults to `1.0`):
-            Static shift of the noise level towards noise, `shift u / (1 + (shift - 1) u)`
-            (https://huggingface.co/papers/2403.03206, eq. 23).
+        shift (`float` or `Callable`, *optional*, defaults to `1.0`):
+            Shift of the noise level towards noise, `shift u / (1 + (shift - 1) u)`
+            (https://huggingface.co/papers/2403.03206, eq. 23); or what gives it for an image of so many tokens.
     """
 
-    shift: float = 1.0
+    shift: float | Callable[[int], float] = 1.0
 
     @classmethod
-    def from_scheduler(cls, scheduler) -> "RectifiedFlow":
-        """Takes the static shift of a flow-matching scheduler; one that shifts by resolution has none."""
+    def from_scheduler(cls, scheduler, mu: Callable[[int], float] | None = None) -> "RectifiedFlow":
+        """
+        Takes the shift of a flow-matching scheduler, static or by resolution. What bends a schedule of given steps
+        (`shift_terminal`, Karras sigmas and the like) is of sampling alone, and left out.
+
+        Args:
+            scheduler (`FlowMatchEulerDiscreteScheduler`):
+                Scheduler of a pipeline.
+            mu (`Callable`, *optional*):
+                The `mu` that the pipeline gives a scheduler that shifts by resolution, by the number of the image's
+                tokens. Defaults to [`linear_mu`].
+        """
         config = scheduler.config
-        return cls(shift=1.0 if config.get("use_dynamic_shifting") else config.get("shift", 1.0))
+        if not config.get("use_dynamic_shifting"):
+            return cls(config.get("shift", 1.0))
+        mu = mu or partial(linear_mu, scheduler)
+        # both kinds are `shift u / (1 + (shift - 1) u)`, written otherwise
+        return cls(mu if config.get("time_shift_type") == "linear" else lambda tokens: math.exp(mu(tokens)))
 
     def noise(self, x_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, u_B: torch.Tensor) -> Noised:
         """Noises clean latents at the quantile `u` in [0, 1] of the noise levels."""
-        sigma_B = self.shift * u_B / (1 + (self.shift - 1) * u_B)
+        shift = self.shift(x_BCHW.shape[-2:].numel()) if callable(self.shift) else self.shift
+        sigma_B = shift * u_B / (1 + (shift - 1) * u_B)
         sigma_B111 = sigma_B[:, None, None, None]
         noisy_BCHW = (1 - sigma_B111) * x_BCHW + sigma_B111 * noise_BCHW
         return Noised(noisy_BCHW, noise_BCHW - x_BCHW, sigma_B, sigma_B)

@@ -68,6 +68,26 @@ def test_batch():
     assert np.array_equal(pixels(batch["references"][1][0]), data[2]["references"][1])
 
 
+class SeenTwice(Flux2References):
+    """References that the prompt's encoder sees too, in thumbnails of the original."""
+
+    def prepare_for_prompt(self, image):
+        return image.reduce(2)
+
+
+def test_references_for_the_prompts_encoder():
+    row = row_of(references=[noise((200, 96), 1), noise((64, 80), 2)])
+    batch = collator()([row, row])
+    assert batch["prompt_references"] == [[], []]  # FLUX.2's does not look at them
+    rule = LayoutRule(64, CELL, SeenTwice(Flux2ImageProcessor(), CELL, 96**2))
+    twice = DataCollatorForDiffusionPreference(rule, CELL)([row, row])
+    assert [[image.size for image in images] for images in twice["prompt_references"]] == [[(100, 48), (32, 40)]] * 2
+    for images in twice["prompt_references"]:
+        for image, original in zip(images, row["references"], strict=True):
+            assert np.array_equal(image, original.reduce(2))
+    assert twice["references"][0].shape == batch["references"][0].shape
+
+
 def test_rows_without_references_and_masks():
     batch = collator()([row_of(), row_of(references=None, chosen_masks=None), row_of(references=[])])
     assert batch["references"] == []

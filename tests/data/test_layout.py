@@ -18,6 +18,7 @@ from trl_focus.data.layout import (
     RowKey,
     target_size,
 )
+from trl_focus.families.base import ReferenceRule
 
 
 WORLD_SIZES = [1, 2, 3, 5]
@@ -31,7 +32,7 @@ LAYOUTS = {
 }
 
 
-class Square:
+class Square(ReferenceRule):
     """Takes any reference that is square."""
 
     def size(self, width, height):
@@ -83,6 +84,17 @@ def test_layout_rule():
         rule((64, 64), (64, 64), [(64, 64), (64, 32)])
     with pytest.raises(ValueError, match="^`references` is not empty"):
         LayoutRule(64, 16)((64, 64), (64, 64), [(64, 64)])
+
+
+@pytest.mark.parametrize("counts, takes", [((0, 1), "at most 1"), ((1, None), "at least 1"), ((2, 2), "exactly 2")])
+def test_number_of_references(counts, takes):
+    rule = LayoutRule(64, 16, Square(), reference_counts=counts)
+    for number in range(4):
+        if counts[0] <= number <= (counts[1] or number):
+            assert len(rule((64, 64), (64, 64), [(64, 64)] * number).reference_sizes) == number
+        else:
+            with pytest.raises(ValueError, match=f"^`references` holds {number or 'no'} images.* model takes {takes}"):
+                rule((64, 64), (64, 64), [(64, 64)] * number)
 
 
 @pytest.mark.parametrize(

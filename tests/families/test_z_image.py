@@ -12,7 +12,7 @@ from trl_focus.families.tap import BlockTap
 
 
 PROMPTS = ["a cat", "a rather long caption of a dog that takes more tokens"]  # 32 and 64 tokens, filled up
-REFERENCES = {"none": [], "one": [(64, 80)], "two sizes": [(64, 80), (112, 64)]}
+REFERENCES = {"none": [], "one": [(64, 80)], "two sizes": [(64, 80), (100, 71)]}
 
 
 def assert_same(ours, theirs, name):
@@ -33,8 +33,9 @@ def encoded(family, sizes, prompts=PROMPTS):
         family.pipeline.vae.to(torch.bfloat16)  # the pipeline encodes references in no other dtype
     images = [picture(*size, seed) for seed, size in enumerate(sizes)]
     rule = family.reference_rule()
+    shown = [[rule.prepare_for_prompt(image) for image in images]] * len(prompts) if images else None
     pixels = [as_pixels(rule.prepare(image)).expand(len(prompts), -1, -1, -1) for image in images]
-    return images, family.encode_prompt(prompts, pixels), [family.encode_image(value).float() for value in pixels]
+    return images, family.encode_prompt(prompts, shown), [family.encode_image(value).float() for value in pixels]
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 """What can't be trained is refused with the field or the row and the way out, before anything is written or changed."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,38 @@ class TestModel:
         with Refused(ValueError, "distilled for few steps.*Train the UNet it was distilled from", out, pipeline):
             make(pipeline, out, pairs)
 
+    @pytest.mark.parametrize("name", ["vae", "text_encoder", "tokenizer", "scheduler", "unet"])
+    def test_missing_component(self, pipeline, out, pairs, name):
+        setattr(pipeline, name, None)
+        with Refused(ValueError, f"The pipeline has no `{name}`, and training needs it", out):
+            make(pipeline, out, pairs)
+
+    def test_missing_component_in_a_folder_is_refused_before_its_weights_are_read(self, out, pairs, tmp_path):
+        index = {
+            "_class_name": "StableDiffusionPipeline",
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "text_encoder": [None, None],
+            "safety_checker": [None, None],
+        }
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "model_index.json").write_text(json.dumps(index))
+        with Refused(ValueError, "The pipeline has no `text_encoder`, and", out):
+            make(str(tmp_path / "model"), out, pairs)
+
+    def test_processor_that_needs_torchvision_is_refused_before_anything_is_loaded(
+        self, out, pairs, tmp_path, monkeypatch
+    ):
+        index = {
+            "_class_name": "Flux2Pipeline",
+            "tokenizer": ["transformers", "PixtralProcessor"],
+            "is_distilled": True,
+        }
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "model_index.json").write_text(json.dumps(index))
+        monkeypatch.setattr("trl_focus.trainer.pipeline.is_torchvision_available", lambda: False)
+        with Refused(ImportError, "`tokenizer` is a PixtralProcessor.*`pip install torchvision`", out):
+            make(str(tmp_path / "model"), out, pairs)
+
     def test_offloaded(self, pipeline, out, pairs):
         add_hook_to_module(pipeline.text_encoder, ModelHook())  # as the pipeline's own offload does
         message = r"is offloaded.*Call `pipeline.remove_all_hooks\(\)`, or give"
@@ -177,6 +210,29 @@ class TestModel:
         message = "`quantization_config` is for a model given as a string.*Quantize it when you load it"
         with Refused(ValueError, message, out, pipeline):
             make(pipeline, out, pairs, quantization_config=quantization)
+
+
+class TestPrompts:
+    @pytest.mark.parametrize("name,limit", [("sd15", 75), ("sdxl", 75), ("flux2_klein", 62), ("flux2", 61)])
+    def test_that_are_cut(self, name, limit, out, caplog):
+        """The limit is measured: prompts that differ behind it, and only those, are encoded alike."""
+        data = make_pairs(3, n_references=2 if "flux2" in name else 0)
+        prompts = ["a" * limit, "a" * limit + "bc", "short"]
+        rows = [{**row, "prompt": prompt} for row, prompt in zip(data, prompts, strict=True)]
+        with caplog.at_level("WARNING"):
+            trainer = make_trainer(DiffusionDPOTrainer, out, name, train_dataset=dataset_of(*rows))
+        warnings = [record.message for record in caplog.records if "prompts are longer" in record.message]
+        assert len(warnings) == 1
+        expected = f"1 of 3 prompts are longer than the {limit} tokens .* Row 1 has {limit + 2}.* cut off: 'bc'"
+        assert re.match(expected, warnings[0])
+        with torch.no_grad():
+            whole, cut, other = (
+                trainer.family.encode_prompt([prompt])["prompt_embeds"]
+                for prompt in (prompts[0], prompts[0] + "bcd", prompts[0][:-1] + "b")
+            )
+        own = slice(1, limit)  # what closes the prompt may be cut off with it
+        assert torch.allclose(whole[:, own], cut[:, own], atol=1e-6)
+        assert not torch.allclose(whole, other, atol=1e-3)
 
 
 class TestArguments:

@@ -66,6 +66,8 @@ class DataCollatorForDiffusionPreference:
         - `prompt` (`list[str]`)
         - `chosen`, `rejected` (uint8 of shape `(B, 3, H, W)`)
         - `references` (list of N uint8 tensors of shape `(B, 3, h, w)`)
+        - `prompt_references` (list of B lists of N PIL images): the references as the prompt's encoder sees them; the lists
+          are empty if it does not look at any
         - `chosen_masks`, `rejected_masks` (float of shape `(B, S, H / cell, W / cell)` in [0, 1], area-averaged; only
           where every row has them; an absent subject is all zero)
         - `reference_masks` (list of N float tensors of shape `(B, h / cell, w / cell)` in [0, 1], resized as their
@@ -85,7 +87,7 @@ class DataCollatorForDiffusionPreference:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         pairs = [self.pair(row) for row in rows]
-        batch = {name: [pair[name] for pair in pairs] for name in ("prompt", "row", "seed")}
+        batch = {name: [pair[name] for pair in pairs] for name in ("prompt", "prompt_references", "row", "seed")}
         for name in ("chosen", "rejected", "counts", "reference_subjects", *DETAIL_COLUMNS):
             if name in pairs[0]:
                 batch[name] = torch.stack([pair[name] for pair in pairs])
@@ -134,10 +136,13 @@ class DataCollatorForDiffusionPreference:
             density_HW = area_average(np.asarray(image, np.float32) / 255, box(image.size), grid)
             return torch.from_numpy(np.flip(density_HW, -1).copy() if flip else density_HW).float()
 
-        references = [self.layout_rule.references.prepare(image) for image in references]
+        rule = self.layout_rule.references
+        seen = [rule.prepare_for_prompt(image) for image in references]
+        references = [rule.prepare(image) for image in references]
         return {
             "prompt": "" if dropped else row["prompt"],
             "references": [image_to_tensor(image) for image in references],
+            "prompt_references": [image for image in seen if image is not None],
             "reference_masks": self.reference_masks(row, references),
             "reference_subjects": torch.tensor(reference_subject_indices(row), dtype=torch.long),
             "chosen_masks": masks("chosen"),

@@ -68,12 +68,15 @@ class LayoutRule:
             How the model sizes references; `None` if it takes none.
         stretch (`bool`):
             Whether whole images are resized to the target size, so that chosen and rejected need one aspect ratio.
+        reference_counts (`tuple[int, int | None]`):
+            Fewest and most references that the model takes; `None` is no limit.
     """
 
     resolution: int
     multiple: int
     references: Any = None
     stretch: bool = True
+    reference_counts: tuple[int, int | None] = (0, None)
 
     def __call__(
         self, chosen: tuple[int, int], rejected: tuple[int, int], references: Sequence[tuple[int, int]] = ()
@@ -93,6 +96,10 @@ class LayoutRule:
                 "`references` is not empty, and this model takes no reference images. Leave them out with "
                 "`dataset.remove_columns(['references'])` (and `reference_masks`, `reference_subjects`)"
             )
+        least, most = self.reference_counts
+        if len(references) < least or (most is not None and len(references) > most):
+            takes = f"exactly {most}" if least == most else f"at least {least}" if most is None else f"at most {most}"
+            raise ValueError(f"`references` holds {len(references) or 'no'} images, and this model takes {takes}")
         sizes = []
         for size in references:
             try:

@@ -1,7 +1,8 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
 import inspect
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any
 
 import PIL.Image
 import torch
@@ -9,14 +10,20 @@ import torch
 from ..noise import DDPM, RectifiedFlow
 
 
-class ReferenceRule(Protocol):
+class ReferenceRule:
     """How a pipeline sizes reference images. Light enough to travel to the workers of a data loader."""
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Size (height, width) at which a reference is encoded. Raises a `ValueError` for one that is refused."""
+        raise NotImplementedError
 
     def prepare(self, image: PIL.Image.Image) -> PIL.Image.Image:
         """A reference at that size, resized as the pipeline does."""
+        raise NotImplementedError
+
+    def prepare_for_prompt(self, image: PIL.Image.Image) -> PIL.Image.Image | None:
+        """A reference as the prompt's encoder sees it, from the original image; `None` if it does not look at any."""
+        return None
 
 
 class Family:
@@ -37,17 +44,30 @@ class Family:
 
     denoiser_name = "transformer"
     lora_target_modules: list[str] | str = ["to_q", "to_k", "to_v", "to_out.0"]
+    reference_counts: tuple[int, int | None] = (0, 0)  # fewest and most references of a prompt; `None` is no limit
     # The denoiser's lists of blocks whose hidden states hold target and references, in the order they run; none where the
     # pipeline takes no references
     block_lists: tuple[str, ...] = ()
+    # What training can't do without, by the beginnings of their names, and what of it may be missing
+    needed_components: tuple[str, ...] = ("vae", "text_encoder", "tokenizer", "processor", "scheduler")
+    optional_components: tuple[str, ...] = ()
     process: RectifiedFlow | DDPM
 
     def __init__(
         self, pipeline, encode_prompt_kwargs: dict[str, Any] | None = None, guidance_scale: float | None = None
     ):
+        self.check_components(name for name, part in pipeline.components.items() if part is None)
         self.pipeline = pipeline
         self.encode_prompt_kwargs = encode_prompt_kwargs or {}
-        taken = ("prompt", "device", "num_images_per_prompt", "do_classifier_free_guidance")  # by the family
+        # by the family
+        taken = (
+            "prompt",
+            "image",
+            "num_condition_images",
+            "device",
+            "num_images_per_prompt",
+            "do_classifier_free_guidance",
+        )
         known = [name for name in inspect.signature(pipeline.encode_prompt).parameters if name not in taken]
         if unknown := [name for name in self.encode_prompt_kwargs if name not in known]:
             raise ValueError(
@@ -60,8 +80,19 @@ class Family:
                 "`pipeline.remove_all_hooks()`, or give the trainer a pipeline without offload."
             )
         if guidance_scale is None:
-            guidance_scale = inspect.signature(pipeline.__call__).parameters["guidance_scale"].default
+            parameters = inspect.signature(pipeline.__call__).parameters
+            guidance_scale = parameters["guidance_scale"].default if "guidance_scale" in parameters else None
         self.guidance_scale = guidance_scale
+
+    @classmethod
+    def check_components(cls, missing: Iterable[str]):
+        """Refuses a pipeline that lacks components that training needs."""
+        needed = (*cls.needed_components, cls.denoiser_name)
+        if missing := [name for name in missing if name.startswith(needed) and name not in cls.optional_components]:
+            raise ValueError(
+                f"The pipeline has no {', '.join(f'`{name}`' for name in missing)}, and training needs it. Load the pipeline "
+                "whole."
+            )
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -127,15 +158,54 @@ class Family:
         reference_grids: list[tuple[int, int]],
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """
-        A block's hidden states at the target's tokens, and at those of each reference. By default at `token_ranges`; for a
-        family whose ranges depend on the prompt, so that each row of a batch has its own, to be defined instead of it.
+        A block's hidden states at the tokens of the target, and at those of each reference. By default these are the
+        `token_ranges`; a family where they depend on the prompt, so that each row of a batch has its own, defines this.
         """
         target, references = self.token_ranges(tokens_BSD.shape[1], grid, reference_grids)
         return tokens_BSD[:, target], [tokens_BSD[:, part] for part in references]
 
-    def encode_prompt(self, prompts: list[str]) -> dict[str, torch.Tensor]:
-        """What the denoiser needs of `B` prompts; the first axis of each tensor is `B`."""
+    @property
+    def tokenizer(self):
+        """The tokenizer that decides how much of a prompt is read: the pipeline's last one."""
+        parts = self.pipeline.components
+        last = parts[max(name for name in parts if name.startswith("tokenizer") and parts[name] is not None)]
+        return getattr(last, "tokenizer", last)  # a processor has one
+
+    @property
+    def template_tokens(self) -> int:
+        """How many of the tokens that are read are not the prompt's own."""
+        return self.tokenizer.num_special_tokens_to_add()
+
+    @property
+    def max_prompt_tokens(self) -> int | None:
+        """How many tokens of a prompt are read before it is cut off; `None` if it never is."""
+        default = inspect.signature(self.pipeline.encode_prompt).parameters.get("max_sequence_length")
+        default = self.tokenizer.model_max_length if default is None else default.default
+        return self.encode_prompt_kwargs.get("max_sequence_length", default) - self.template_tokens
+
+    def encode_prompt(
+        self, prompts: list[str], references: list[list[PIL.Image.Image]] | None = None
+    ) -> dict[str, torch.Tensor | list[torch.Tensor]]:
+        """
+        What the denoiser needs of `B` prompts.
+
+        Args:
+            prompts (`list[str]`):
+                The prompts.
+            references (`list[list[PIL.Image.Image]]`, *optional*):
+                The N references of each prompt, as [`ReferenceRule.prepare_for_prompt`] gives them. Families whose prompt's
+                encoder does not look at references pass over them.
+
+        Returns:
+            `dict`: tensors whose first axis is `B`, or lists of `B` tensors.
+        """
         raise NotImplementedError
+
+    def sample(self, prompt: str, references: list[PIL.Image.Image], **kwargs) -> PIL.Image.Image:
+        """Draws an image with the pipeline; what else it is called with is in `kwargs`."""
+        if references:
+            kwargs["image"] = references
+        return self.pipeline(prompt=prompt, **kwargs).images[0]
 
     def encode_image(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Pixels in [-1, 1] to clean latents on the token grid, `x_BCHW`."""

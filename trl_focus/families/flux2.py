@@ -1,8 +1,9 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
+import inspect
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate
 
 import PIL.Image
@@ -10,9 +11,10 @@ import torch
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models.transformers.transformer_flux2 import Flux2SingleTransformerBlock, Flux2TransformerBlock
 from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, format_input
 
 from ..noise import RectifiedFlow
-from .base import Family
+from .base import Family, ReferenceRule
 
 
 MAX_REFERENCE_AREA = 1024 * 1024  # pixels; the pipeline shrinks larger references
@@ -28,7 +30,7 @@ def _register_blocks():
 
 
 @dataclass
-class Flux2References:
+class Flux2References(ReferenceRule):
     """Shrinks references to `max_area` pixels and cuts their sides down to multiples of `cell_size`."""
 
     image_processor: Flux2ImageProcessor
@@ -59,11 +61,15 @@ class Flux2(Family):
     # `to_qkv_mlp_proj` is the fused projection of the single-stream blocks.
     lora_target_modules = [*Family.lora_target_modules, "to_qkv_mlp_proj"]
     block_lists = ("transformer_blocks", "single_transformer_blocks")
+    reference_counts = (0, None)
 
     def __init__(self, pipeline, encode_prompt_kwargs=None, guidance_scale=None):
         super().__init__(pipeline, encode_prompt_kwargs, guidance_scale)
         _register_blocks()
-        self.process = RectifiedFlow.from_scheduler(pipeline.scheduler)
+        steps = inspect.signature(pipeline.__call__).parameters["num_inference_steps"].default
+        self.process = RectifiedFlow.from_scheduler(
+            pipeline.scheduler, mu=partial(compute_empirical_mu, num_steps=steps)
+        )
         self._position_ids = lru_cache(self._position_ids)  # one entry per layout
 
     @property
@@ -84,7 +90,16 @@ class Flux2(Family):
         target, *references = (slice(start, start + size) for start, size in zip(starts, sizes, strict=False))
         return target, references
 
-    def encode_prompt(self, prompts):
+    @property
+    def template_tokens(self):
+        message = getattr(self.pipeline, "system_message", None)  # klein has none
+        messages = [{"role": "user", "content": ""}] if message is None else format_input([""], message)[0]
+        text = self.pipeline.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=message is None, enable_thinking=False
+        )
+        return len(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def encode_prompt(self, prompts, references=None):
         embeds, ids = self.pipeline.encode_prompt(prompt=prompts, **self.encode_prompt_kwargs)
         return {"prompt_embeds": embeds, "text_ids": ids}
 

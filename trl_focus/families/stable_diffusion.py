@@ -26,7 +26,7 @@ class StableDiffusion(Family):
     def default_resolution(self):
         return self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
 
-    def encode_prompt(self, prompts):
+    def encode_prompt(self, prompts, references=None):
         embeds, _ = self.pipeline.encode_prompt(
             prompts, self.pipeline.device, 1, do_classifier_free_guidance=False, **self.encode_prompt_kwargs
         )
@@ -69,7 +69,7 @@ class StableDiffusionXL(StableDiffusion):
     def default_resolution(self):
         return self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
 
-    def encode_prompt(self, prompts):
+    def encode_prompt(self, prompts, references=None):
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
             prompts, device=self.pipeline.device, do_classifier_free_guidance=False, **self.encode_prompt_kwargs
         )

@@ -6,9 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datasets import IterableDataset
+from transformers.utils import logging
 
+from ..data.layout import PreferenceRows, PreferenceStream
 from ..data.schema import check_columns
+from ..families import Family
 from .policy import check_lora_config
+
+
+logger = logging.get_logger(__name__)
 
 
 def check_arguments(
@@ -67,6 +73,25 @@ def each_dataset(function: Callable, train_dataset, eval_dataset) -> tuple:
             name: named_dataset(f"eval_dataset[{name!r}]", function, part) for name, part in eval_dataset.items()
         }
     return train, None if eval_dataset is None else named_dataset("eval_dataset", function, eval_dataset)
+
+
+def warn_of_cut_prompts(family: Family, dataset: PreferenceRows | PreferenceStream):
+    """Warns of prompts that are longer than the model reads, with what is cut off. A stream's are not known yet."""
+    limit = family.max_prompt_tokens
+    if limit is None or isinstance(dataset, PreferenceStream):
+        return
+    long = {}
+    for row, prompt in zip(dataset.rows, dataset.dataset["prompt"], strict=True):
+        if len(prompt.encode()) >= limit:  # no prompt has more tokens than bytes
+            tokens = family.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+            if len(tokens) > limit:
+                long[row] = tokens
+    if long:
+        row = max(long, key=lambda row: len(long[row]))
+        logger.warning(
+            f"{len(long)} of {len(dataset)} prompts are longer than the {limit} tokens that the model reads of them. Row {row} "
+            f"has {len(long[row])}, and this is cut off: {family.tokenizer.decode(long[row][limit:])!r}"
+        )
 
 
 def _check_writable(args):

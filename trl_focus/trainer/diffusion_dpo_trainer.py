@@ -30,7 +30,7 @@ from ..hub.lora import lora_metadata, save_lora
 from ..losses import PreferenceTerms, mean_error, preference_loss
 from ..noise import Noised, denoising_error, draw
 from .beta_controller import GradientFactorController
-from .checks import check_arguments, each_dataset, named_dataset
+from .checks import check_arguments, each_dataset, named_dataset, warn_of_cut_prompts
 from .diffusion_dpo_config import DiffusionDPOConfig
 from .finite import FiniteAlarm
 from .metrics import DeviceMeans
@@ -170,12 +170,14 @@ class DiffusionDPOTrainer(_BaseTrainer):
             self.family.cell_size,
             self.family.reference_rule(args.reference_resolution),
             stretch=args.crop == "none",
+            reference_counts=self.family.reference_counts,
         )
         collator = partial(DataCollatorForDiffusionPreference, self.layout_rule, self.family.cell_size)
         self.eval_collator = data_collator or collator(args.eval_seed, "none" if args.crop == "none" else "center")
         data_collator = data_collator or collator(args.seed, args.crop, args.random_flip, args.caption_dropout)
         with args.main_process_first(local=False, desc="checking preference pairs"):  # the others read its cache
             train_dataset, eval_dataset = each_dataset(self._prepare_dataset, train_dataset, eval_dataset)
+        each_dataset(partial(warn_of_cut_prompts, self.family), train_dataset, eval_dataset)
 
         # Policy: LoRA weights are random, so the seed comes first
         set_seed(args.seed)
@@ -282,14 +284,17 @@ class DiffusionDPOTrainer(_BaseTrainer):
         return nullcontext() if dtype == torch.float32 else torch.autocast(self.accelerator.device.type, dtype)
 
     @torch.no_grad()
-    def _encode(self, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[torch.Tensor]]:
+    def _encode(self, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], list[torch.Tensor]]:
         """Clean latents of the 2B images (chosen first), and what conditions them."""
 
         def latents(pixels_BCHW: torch.Tensor) -> torch.Tensor:
             return self.family.encode_image(pixels_BCHW.float() / 255 * 2 - 1).float()
 
         x_BCHW = latents(torch.cat([batch["chosen"], batch["rejected"]]))
-        prompt = {name: torch.cat([value] * 2) for name, value in self.family.encode_prompt(batch["prompt"]).items()}
+        prompt = self.family.encode_prompt(batch["prompt"], batch["prompt_references"])
+        prompt = {
+            name: value * 2 if isinstance(value, list) else torch.cat([value] * 2) for name, value in prompt.items()
+        }
         references = [torch.cat([latents(pixels)] * 2) for pixels in batch["references"]]
         return x_BCHW, prompt, references
 

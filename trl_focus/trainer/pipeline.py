@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from diffusers import DiffusionPipeline, PipelineQuantizationConfig
+from transformers.utils import is_torchvision_available
 
 from ..families import Family, family_class
 
@@ -23,6 +24,21 @@ def _dtype(args: "DiffusionDPOConfig") -> torch.dtype:
     default = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     dtype = kwargs.get("dtype", kwargs.get("torch_dtype", default))  # diffusers' former name for it
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def _check_processors(config: dict, args: "DiffusionDPOConfig"):
+    """Refuses processors of transformers that need torchvision where there is none: loading them fails in other words."""
+    given = args.model_init_kwargs or {}
+    needing = [
+        key
+        for key, value in config.items()
+        if key not in given and isinstance(value, list) and value[-1] in NEED_TORCHVISION
+    ]
+    if needing and not is_torchvision_available():
+        raise ImportError(
+            f"The pipeline's `{needing[0]}` is a {config[needing[0]][1]}, which needs torchvision: `pip install torchvision` "
+            "(the build of your torch: see https://pytorch.org/get-started)."
+        )
 
 
 def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", quantization_config=None) -> Family:
@@ -44,8 +60,11 @@ def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", 
     if isinstance(model, str | Path):
         # The class is read first, so that an unknown family is refused before gigabytes are loaded
         config_kwargs = {key: value for key, value in (args.model_init_kwargs or {}).items() if key in HUB_KWARGS}
-        name = DiffusionPipeline.load_config(model, **config_kwargs)["_class_name"]
+        config = DiffusionPipeline.load_config(model, **config_kwargs)
+        name = config["_class_name"]
         family = family_class([name])
+        family.check_components(key for key, value in config.items() if value == [None, None])
+        _check_processors(config, args)
         if quantization_config is not None and not isinstance(quantization_config, PipelineQuantizationConfig):
             quantization_config = PipelineQuantizationConfig(quant_mapping={family.denoiser_name: quantization_config})
         kwargs = {} if quantization_config is None else {"quantization_config": quantization_config}
@@ -65,6 +84,8 @@ def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", 
         )
     return family(pipeline, args.encode_prompt_kwargs, args.guidance_scale)
 
+
+NEED_TORCHVISION = ("PixtralProcessor", "Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor")
 
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
