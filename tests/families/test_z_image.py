@@ -4,11 +4,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig
 
 from tests.families.test_families import Spy, as_pixels, family_of, picture
 from tests.fixtures.pipelines import PROMPT_KWARGS
 from tests.fixtures.trainers import make_focus_trainer
+from tests.hub.test_lora import loaded, shake
 from trl_focus.families.tap import BlockTap
+from trl_focus.families.z_image import ZImageOmni
+from trl_focus.hub.lora import save_lora
+from trl_focus.trainer.policy import make_policy
 
 
 PROMPTS = ["a cat", "a rather long caption of a dog that takes more tokens"]  # 32 and 64 tokens, filled up
@@ -36,6 +41,13 @@ def encoded(family, sizes, prompts=PROMPTS):
     shown = [[rule.prepare_for_prompt(image) for image in images]] * len(prompts) if images else None
     pixels = [as_pixels(rule.prepare(image)).expand(len(prompts), -1, -1, -1) for image in images]
     return images, family.encode_prompt(prompts, shown), [family.encode_image(value).float() for value in pixels]
+
+
+@torch.no_grad()
+def predict(family, denoiser=None):
+    x_BCHW = torch.randn(2, 16, 4, 6, generator=torch.Generator().manual_seed(0))
+    prompt = family.encode_prompt(PROMPTS)
+    return family.predict(denoiser or family.denoiser, x_BCHW, torch.tensor([0.3, 0.8]), prompt, [])
 
 
 @torch.no_grad()
@@ -115,3 +127,61 @@ def test_a_prompt_does_not_depend_on_those_beside_it(name):
 def test_blocks_before_the_text_joins_are_refused(tmp_path):
     with pytest.raises(ValueError, match="`focus_blocks` names 'noise_refiner.0'.*Choose among layers.0, layers.1"):
         make_focus_trainer(tmp_path, family="z_image_omni", focus_blocks=["layers.1", "noise_refiner.0"])
+
+
+@pytest.mark.parametrize("size", [(1300, 1000), (1024, 1024), (1023, 1026), (100, 71)])
+def test_references_are_sized_as_by_the_pipeline(size, monkeypatch):
+    """Without a size in the call: with one, the pipeline shrinks references of more than a megapixel to that area."""
+    family = family_of("z_image_omni")
+    image, seen = picture(*size, 0), {}
+
+    class Seen(Exception):
+        pass
+
+    def siglip(images, *args, **kwargs):
+        (seen["siglip"],) = images
+        raise Seen
+
+    def latents(images, batch_size, device, dtype):
+        (seen["vae"],) = images
+        return [[]]
+
+    monkeypatch.setattr(family.pipeline, "prepare_siglip_embeds", siglip)
+    monkeypatch.setattr(family.pipeline, "prepare_image_latents", latents)
+    with pytest.raises(Seen):
+        family.pipeline(image=image, prompt="a cat", guidance_scale=0.0, **PROMPT_KWARGS["z_image_omni"])
+    rule = family.reference_rule()
+    assert torch.equal(as_pixels(rule.prepare(image)), seen["vae"])
+    assert rule.prepare_for_prompt(image).tobytes() == seen["siglip"].tobytes()
+    assert rule.size(*image.size) == tuple(seen["vae"].shape[-2:])
+
+
+@pytest.mark.parametrize("name", ["z_image", "z_image_omni"])
+def test_lora_on_the_default_targets_comes_back(name, tmp_path):
+    family = family_of(name)
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=family.lora_target_modules)
+    policy, _ = make_policy(family.pipeline, family.denoiser, config, config)
+    shake(policy)
+    parts = {key.split(".")[2] for key, value in policy.named_parameters() if value.requires_grad}
+    assert parts == {"layers", "noise_refiner", "context_refiner"}
+    save_lora(family.pipeline, "transformer", policy.eval(), tmp_path)
+    torch.testing.assert_close(predict(loaded(name, tmp_path)), predict(family, policy), rtol=1e-5, atol=1e-5)
+
+
+def test_every_lora_weight_gets_a_gradient_without_references():
+    """Or processes whose batches differ in it would wait for each other."""
+    family = family_of("z_image_omni")
+    config = LoraConfig(r=4, target_modules=family.lora_target_modules, init_lora_weights="gaussian")
+    policy, _ = make_policy(family.pipeline, family.denoiser, config, config)
+    x, t = torch.randn(1, 16, 4, 6), torch.tensor([0.3])
+    with torch.no_grad():
+        prompt = family.encode_prompt(["a cat"])
+    family.predict(policy, x, t, prompt, []).square().mean().backward()
+    assert all(value.grad is not None for value in policy.parameters() if value.requires_grad)
+
+
+def test_pipeline_without_siglip_is_refused():
+    pipeline = family_of("z_image_omni").pipeline
+    pipeline.siglip = None
+    with pytest.raises(ValueError, match="The pipeline has no `siglip`, and training needs it"):
+        ZImageOmni(pipeline)

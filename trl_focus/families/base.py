@@ -185,7 +185,7 @@ class Family:
 
     def encode_prompt(
         self, prompts: list[str], references: list[list[PIL.Image.Image]] | None = None
-    ) -> dict[str, torch.Tensor | list[torch.Tensor]]:
+    ) -> dict[str, torch.Tensor | list]:
         """
         What the denoiser needs of `B` prompts.
 
@@ -197,7 +197,7 @@ class Family:
                 encoder does not look at references pass over them.
 
         Returns:
-            `dict`: tensors whose first axis is `B`, or lists of `B` tensors.
+            `dict`: tensors whose first axis is `B`, or lists of length `B`.
         """
         raise NotImplementedError
 
