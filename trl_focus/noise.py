@@ -79,7 +79,7 @@ class RectifiedFlow:
     def noise(self, x_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, u_B: torch.Tensor) -> Noised:
         """Noises clean latents at the quantile `u` in [0, 1] of the noise levels."""
         shift = self.shift(x_BCHW.shape[-2:].numel()) if callable(self.shift) else self.shift
-        sigma_B = shift * u_B / (1 + (shift - 1) * u_B)
+        sigma_B = shift * u_B / (shift * u_B + (1 - u_B))  # so written, exactly 1 at u = 1
         sigma_B111 = sigma_B[:, None, None, None]
         noisy_BCHW = (1 - sigma_B111) * x_BCHW + sigma_B111 * noise_BCHW
         return Noised(noisy_BCHW, noise_BCHW - x_BCHW, sigma_B, sigma_B)
