@@ -9,6 +9,7 @@ from .base import Family
 FAMILIES = {
     "Flux2KleinPipeline": ("flux2", "Flux2"),
     "Flux2Pipeline": ("flux2", "Flux2"),
+    "Flux3ModularPipeline": ("flux3", "Flux3"),
     "StableDiffusionPipeline": ("stable_diffusion", "StableDiffusion"),
     "StableDiffusionXLPipeline": ("stable_diffusion", "StableDiffusionXL"),
     "ZImageOmniPipeline": ("z_image", "ZImageOmni"),

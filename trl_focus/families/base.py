@@ -1,17 +1,26 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import PIL.Image
 import torch
+from diffusers import DiffusionPipeline
 
 from ..noise import DDPM, RectifiedFlow
 
 
+# What says where on the Hub a pipeline is, of the keyword arguments with which it is loaded
+HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+
+
 class ReferenceRule:
     """How a pipeline sizes reference images. Light enough to travel to the workers of a data loader."""
+
+    def among(self, count: int) -> "ReferenceRule":
+        """The rule for a reference that is one of so many of a prompt."""
+        return self
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Size (height, width) at which a reference is encoded. Raises a `ValueError` for one that is refused."""
@@ -68,7 +77,7 @@ class Family:
             "num_images_per_prompt",
             "do_classifier_free_guidance",
         )
-        known = [name for name in inspect.signature(pipeline.encode_prompt).parameters if name not in taken]
+        known = [name for name in self.encode_defaults if name not in taken]
         if unknown := [name for name in self.encode_prompt_kwargs if name not in known]:
             raise ValueError(
                 f"`encode_prompt_kwargs` holds {', '.join(map(repr, unknown))}; what {type(pipeline).__name__} can be given "
@@ -80,9 +89,28 @@ class Family:
                 "`pipeline.remove_all_hooks()`, or give the trainer a pipeline without offload."
             )
         if guidance_scale is None:
-            parameters = inspect.signature(pipeline.__call__).parameters
-            guidance_scale = parameters["guidance_scale"].default if "guidance_scale" in parameters else None
+            guidance_scale = self.call_defaults.get("guidance_scale")
         self.guidance_scale = guidance_scale
+
+    @classmethod
+    def load(cls, name: str, **kwargs):
+        """The pipeline at a Hub id or in a folder, by diffusers' keyword arguments."""
+        return DiffusionPipeline.from_pretrained(name, **kwargs)
+
+    @property
+    def model_name(self) -> str | None:
+        """Hub id or folder that the pipeline was loaded from."""
+        return self.pipeline.name_or_path
+
+    @property
+    def call_defaults(self) -> dict[str, Any]:
+        """What the pipeline can be called with, and the default of each."""
+        return _defaults(self.pipeline.__call__)
+
+    @property
+    def encode_defaults(self) -> dict[str, Any]:
+        """What the pipeline's own encoding of prompts can be given, and the default of each."""
+        return _defaults(self.pipeline.encode_prompt)
 
     @classmethod
     def check_components(cls, missing: Iterable[str]):
@@ -179,8 +207,7 @@ class Family:
     @property
     def max_prompt_tokens(self) -> int | None:
         """How many tokens of a prompt are read before it is cut off; `None` if it never is."""
-        default = inspect.signature(self.pipeline.encode_prompt).parameters.get("max_sequence_length")
-        default = self.tokenizer.model_max_length if default is None else default.default
+        default = self.encode_defaults.get("max_sequence_length", self.tokenizer.model_max_length)
         return self.encode_prompt_kwargs.get("max_sequence_length", default) - self.template_tokens
 
     def encode_prompt(
@@ -238,3 +265,7 @@ class Family:
             `torch.Tensor` of shape `(B, C, H, W)`: the prediction, as the pipeline hands it to its scheduler.
         """
         raise NotImplementedError
+
+
+def _defaults(function: Callable) -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}

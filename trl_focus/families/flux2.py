@@ -1,6 +1,5 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
-import inspect
 import math
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -66,7 +65,7 @@ class Flux2(Family):
     def __init__(self, pipeline, encode_prompt_kwargs=None, guidance_scale=None):
         super().__init__(pipeline, encode_prompt_kwargs, guidance_scale)
         _register_blocks()
-        steps = inspect.signature(pipeline.__call__).parameters["num_inference_steps"].default
+        steps = self.call_defaults["num_inference_steps"]
         self.process = RectifiedFlow.from_scheduler(
             pipeline.scheduler, mu=partial(compute_empirical_mu, num_steps=steps)
         )

@@ -4,19 +4,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers import DiffusionPipeline, PipelineQuantizationConfig
+from diffusers import DiffusionPipeline, ModularPipeline, PipelineQuantizationConfig
 from transformers.utils import is_torchvision_available
 
 from ..families import Family, family_class
+from ..families.base import HUB_KWARGS
 
 
 if TYPE_CHECKING:
     from .diffusion_dpo_config import DiffusionDPOConfig
-
-
-def _from_pretrained(name: str, args: "DiffusionDPOConfig", **kwargs) -> DiffusionPipeline:
-    init_kwargs = {key: value for key, value in (args.model_init_kwargs or {}).items() if key != "torch_dtype"}
-    return DiffusionPipeline.from_pretrained(name, **{**init_kwargs, **kwargs, "dtype": _dtype(args)})
 
 
 def _dtype(args: "DiffusionDPOConfig") -> torch.dtype:
@@ -32,13 +28,24 @@ def _check_processors(config: dict, args: "DiffusionDPOConfig"):
     needing = [
         key
         for key, value in config.items()
-        if key not in given and isinstance(value, list) and value[-1] in NEED_TORCHVISION
+        if key not in given and isinstance(value, list) and value[1] in NEED_TORCHVISION
     ]
     if needing and not is_torchvision_available():
         raise ImportError(
             f"The pipeline's `{needing[0]}` is a {config[needing[0]][1]}, which needs torchvision: `pip install torchvision` "
             "(the build of your torch: see https://pytorch.org/get-started)."
         )
+
+
+def _load_config(model: str | Path, **kwargs) -> dict:
+    """The index of a pipeline's components, or of a modular pipeline's."""
+    try:
+        return DiffusionPipeline.load_config(model, **kwargs)
+    except OSError as error:
+        try:
+            return ModularPipeline.load_config(model, **kwargs)
+        except OSError:
+            raise error from None
 
 
 def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", quantization_config=None) -> Family:
@@ -59,8 +66,8 @@ def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", 
     """
     if isinstance(model, str | Path):
         # The class is read first, so that an unknown family is refused before gigabytes are loaded
-        config_kwargs = {key: value for key, value in (args.model_init_kwargs or {}).items() if key in HUB_KWARGS}
-        config = DiffusionPipeline.load_config(model, **config_kwargs)
+        init_kwargs = {key: value for key, value in (args.model_init_kwargs or {}).items() if key != "torch_dtype"}
+        config = _load_config(model, **{key: value for key, value in init_kwargs.items() if key in HUB_KWARGS})
         name = config["_class_name"]
         family = family_class([name])
         family.check_components(key for key, value in config.items() if value == [None, None])
@@ -68,8 +75,8 @@ def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", 
         if quantization_config is not None and not isinstance(quantization_config, PipelineQuantizationConfig):
             quantization_config = PipelineQuantizationConfig(quant_mapping={family.denoiser_name: quantization_config})
         kwargs = {} if quantization_config is None else {"quantization_config": quantization_config}
-        pipeline = _from_pretrained(str(model), args, **kwargs)
-    elif isinstance(model, DiffusionPipeline):
+        pipeline = family.load(str(model), **{**init_kwargs, **kwargs, "dtype": _dtype(args)})
+    elif isinstance(model, DiffusionPipeline | ModularPipeline):
         if quantization_config is not None:
             raise ValueError(
                 "`quantization_config` is for a model given as a string; this pipeline is loaded already. Quantize it "
@@ -87,8 +94,6 @@ def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", 
 
 NEED_TORCHVISION = ("PixtralProcessor", "Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor")
 
-HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
-
 
 def load_reference(ref_model, family: Family, args: "DiffusionDPOConfig") -> torch.nn.Module:
     """
@@ -100,7 +105,7 @@ def load_reference(ref_model, family: Family, args: "DiffusionDPOConfig") -> tor
     expected = type(family.denoiser)
     if isinstance(ref_model, str | Path):  # its denoiser alone: encoding is the policy's
         return expected.from_pretrained(str(ref_model), subfolder=family.denoiser_name, dtype=_dtype(args))
-    if isinstance(ref_model, DiffusionPipeline):
+    if isinstance(ref_model, DiffusionPipeline | ModularPipeline):
         ref_model = getattr(ref_model, family.denoiser_name, ref_model)
     if type(ref_model) is not expected:
         raise ValueError(
