@@ -262,5 +262,7 @@ class LogSamplesCallback(TrainerCallback):
             for i, row in enumerate(self.rows):
                 references = [decode_image(image).convert("RGB") for image in row.get("references") or []]
                 generator = torch.Generator().manual_seed(self.seed + i)
-                images.append(family.sample(row["prompt"], references, generator=generator, **settings))
+                images += family.sample(
+                    row["prompt"], references, self.trainer.args.reference_resolution, generator=generator, **settings
+                ).images[:1]
         return images

@@ -36,7 +36,7 @@ def spread_weights(model: nn.Module) -> nn.Module:
     references would then hardly change the image.
     """
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
     return model.eval()
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import Flux3AutoBlocks
 
-from tests.families.test_families import Spy, as_pixels, assert_same_call, picture
+from tests.fixtures.families import Spy, as_pixels, assert_same, picture
 from tests.fixtures.flux3 import FLUX3_PROMPT_KWARGS, tiny_flux3
 from tests.fixtures.pairs import make_pairs
 from tests.fixtures.trainers import lora_of, make_trainer
@@ -56,7 +56,7 @@ def test_calls_the_denoiser_as_the_pipeline_does(prompt, references, width, heig
         spy.calls.clear()
         x = sample.mT.unflatten(2, grid)
         ours = family.predict(family.denoiser, x, timestep[None] / 1000, conditions, latents)
-        assert_same_call(spy.calls[0], call, 1e-5)
+        assert_same(spy.calls[0], call, 1e-5, "call")
         torch.testing.assert_close(ours, handed.mT.unflatten(2, grid), rtol=1e-4, atol=1e-4)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.families.test_families import as_pixels, family_of, picture
+from tests.fixtures.families import as_pixels, family_of, picture
 from trl_focus.families.tap import BlockTap
 
 

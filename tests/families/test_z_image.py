@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig
 
-from tests.families.test_families import Spy, as_pixels, family_of, picture
+from tests.fixtures.families import Spy, as_pixels, family_of, picture
 from tests.fixtures.pipelines import PROMPT_KWARGS
 from tests.fixtures.trainers import make_focus_trainer
 from tests.hub.test_lora import loaded, shake

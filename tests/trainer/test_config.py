@@ -374,7 +374,9 @@ class TestCommandLine:
     def test_a_switch_that_is_on_can_be_turned_off(self):
         assert not self.parse("--no_disable_dropout").disable_dropout
 
-    @pytest.mark.parametrize("name", ["reference", "crop", "ties", "weighting_scheme", "focus_map"])
+    @pytest.mark.parametrize(
+        "name", ["reference", "reference_positions", "crop", "ties", "weighting_scheme", "focus_map"]
+    )
     def test_choices_are_those_that_are_accepted(self, name, capsys):
         with pytest.raises(SystemExit):
             self.parse(f"--{name}", "nonsense")
@@ -392,6 +394,7 @@ class TestCommandLine:
             guidance_scale=2.5,
             resolution=512,
             reference_resolution=256,
+            reference_positions="diagonal",
             crop="random",
             random_flip=True,
             caption_dropout=0.1,

@@ -13,7 +13,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from tests.fixtures.pairs import make_pairs
-from tests.fixtures.pipelines import PIPELINES, PROMPT_KWARGS
+from tests.fixtures.pipelines import PIPELINES, PROMPT_KWARGS, TINY
 from tests.fixtures.trainers import assert_equal_weights, lora_of, make_args, make_trainer
 from trl_focus import DiffusionDPOConfig, DiffusionDPOTrainer, FocusDPOTrainer, PreferenceCollapseCallback
 
@@ -249,11 +249,12 @@ def test_what_is_saved_loads_in_diffusers(tmp_path, family):
         pipeline.set_progress_bar_config(disable=True)
         return pipeline(
             prompt="a cat",
-            width=96,
-            height=64,
             num_inference_steps=2,
             generator=torch.Generator().manual_seed(0),
             output_type="pt",
+            width=96,
+            height=64,
+            **TINY[family].call_kwargs,
             **PROMPT_KWARGS[family],
         ).images
 

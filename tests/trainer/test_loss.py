@@ -39,6 +39,14 @@ def plain_loss(name, gap, chosen_error):
         return BETA / 4 * chosen_error, 0.0, BETA / 4
 
 
+def plain_sigma(config, u, tokens):
+    """Noise level at a quantile, shifted by the scheduler's setting or, as in FLUX.1, by the image's tokens."""
+    shift = config.shift
+    if config.use_dynamic_shifting:
+        shift = math.exp(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))
+    return shift * u / (1 + (shift - 1) * u)
+
+
 def plain_errors(trainer, batch, adapter_on):
     """Squared error of each latent cell of each image, one image at a time, as (pair, side) -> tensor (H, W)."""
     pipeline, family = trainer.pipeline, trainer.family
@@ -48,7 +56,7 @@ def plain_errors(trainer, batch, adapter_on):
             pixels = batch[side][i : i + 1].float() / 127.5 - 1
             with torch.no_grad():
                 clean = family.encode_image(pixels)
-                prompt = family.encode_prompt([batch["prompt"][i]])
+                prompt = family.encode_prompt([batch["prompt"][i]], [batch["prompt_references"][i]])
                 references = [family.encode_image(r[i : i + 1].float() / 127.5 - 1) for r in batch["references"]]
             noise, u = draw([seed], clean.shape[1:], "cpu")
             if hasattr(pipeline, "unet"):
@@ -60,7 +68,8 @@ def plain_errors(trainer, batch, adapter_on):
                 v = pipeline.scheduler.config.prediction_type == "v_prediction"
                 target = signal * noise - spread * clean if v else noise
             else:
-                noisy, time, target = (1 - u.item()) * clean + u.item() * noise, u, noise - clean
+                sigma = plain_sigma(pipeline.scheduler.config, u.item(), clean[0, 0].numel())
+                noisy, time, target = (1 - sigma) * clean + sigma * noise, torch.tensor([sigma]), noise - clean
             model = trainer.model
             if adapter_on:
                 prediction = family.predict(model, noisy, time, prompt, references)

@@ -111,7 +111,7 @@ class DataCollatorForDiffusionPreference:
 
         images = {name: decode_image(row[name]).convert("RGB") for name in ("chosen", "rejected")}
         references = [decode_image(value).convert("RGB") for value in row.get("references") or []]
-        height, width = self.layout_rule(*(image.size for image in images.values())).size
+        height, width = self.layout_rule.target(*(image.size for image in images.values()))
 
         def box(size: tuple[int, int]) -> tuple[float, ...]:
             return (0, 0, *size) if self.crop == "none" else _covering_box(size, (width, height), at)

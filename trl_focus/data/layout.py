@@ -85,16 +85,12 @@ class LayoutRule:
         Raises:
             ValueError: If these images can't be trained on; the message begins with the column.
         """
-        ratio = (chosen[0] * rejected[1]) / (chosen[1] * rejected[0])
-        if self.stretch and max(ratio, 1 / ratio) > MAX_STRETCH:
-            raise ValueError(
-                "`rejected` is {}x{} pixels and `chosen` {}x{}: the aspect ratios differ too much to resize both to one "
-                "size. Crop or pad one of them, or set `crop` to 'center' or 'random'".format(*rejected, *chosen)
-            )
+        size = self.target(chosen, rejected)
         if references and self.references is None:
             raise ValueError(
                 "`references` is not empty, and this model takes no reference images. Leave them out with "
-                "`dataset.remove_columns(['references'])` (and `reference_masks`, `reference_subjects`)"
+                "`dataset.remove_columns(['references'])` (and `reference_masks`, `reference_subjects`), or teach FLUX.1 to look "
+                "at them with `reference_positions`"
             )
         least, most = self.reference_counts
         if len(references) < least or (most is not None and len(references) > most):
@@ -102,12 +98,22 @@ class LayoutRule:
             raise ValueError(f"`references` holds {len(references) or 'no'} images, and this model takes {takes}")
         rule = self.references and self.references.among(len(references))
         sizes = []
-        for size in references:
+        for reference in references:
             try:
-                sizes.append(rule.size(*size))
+                sizes.append(rule.size(*reference))
             except ValueError as error:
                 raise ValueError(f"`references` holds an image that this model refuses: {error}") from error
-        return Layout(target_size(*chosen, self.resolution, self.multiple), tuple(sizes))
+        return Layout(size, tuple(sizes))
+
+    def target(self, chosen: tuple[int, int], rejected: tuple[int, int]) -> tuple[int, int]:
+        """Size (height, width) of the target alone. Raises a `ValueError` where one would be distorted."""
+        ratio = (chosen[0] * rejected[1]) / (chosen[1] * rejected[0])
+        if self.stretch and max(ratio, 1 / ratio) > MAX_STRETCH:
+            raise ValueError(
+                "`rejected` is {}x{} pixels and `chosen` {}x{}: the aspect ratios differ too much to resize both to one "
+                "size. Crop or pad one of them, or set `crop` to 'center' or 'random'".format(*rejected, *chosen)
+            )
+        return target_size(*chosen, self.resolution, self.multiple)
 
 
 def fill_up(batches: list[list[RowKey]], world_size: int) -> list[list[RowKey]]:

@@ -5,11 +5,19 @@ from importlib import import_module
 from .base import Family
 
 
-# Class of a diffusers pipeline -> file of this folder and class in it. A new family is one file and one line here.
+# Class of a diffusers pipeline -> file of this folder and class in it. A new family is one file and one line here; a class of
+# your own may be entered from outside: `FAMILIES["MyPipeline"] = MyFamily` (docs/new_family.md).
 FAMILIES = {
     "Flux2KleinPipeline": ("flux2", "Flux2"),
     "Flux2Pipeline": ("flux2", "Flux2"),
     "Flux3ModularPipeline": ("flux3", "Flux3"),
+    "FluxKontextPipeline": ("flux", "FluxKontext"),
+    "FluxPipeline": ("flux", "Flux"),
+    "QwenImage21Pipeline": ("qwen_image_21", "QwenImage21"),
+    "QwenImageEditPipeline": ("qwen_image", "QwenImageEdit"),
+    "QwenImageEditPlusPipeline": ("qwen_image", "QwenImageEditPlus"),
+    "QwenImagePipeline": ("qwen_image", "QwenImage"),
+    "StableDiffusion3Pipeline": ("stable_diffusion_3", "StableDiffusion3"),
     "StableDiffusionPipeline": ("stable_diffusion", "StableDiffusion"),
     "StableDiffusionXLPipeline": ("stable_diffusion", "StableDiffusionXL"),
     "ZImageOmniPipeline": ("z_image", "ZImageOmni"),
@@ -30,6 +38,8 @@ def family_class(pipeline_classes: list[str]) -> type[Family]:
     """
     for name in pipeline_classes:
         if name in FAMILIES:
+            if isinstance(FAMILIES[name], type):
+                return FAMILIES[name]
             module, cls = FAMILIES[name]
             return getattr(import_module(f".{module}", __name__), cls)
     raise ValueError(

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from typing import Any
 
 import PIL.Image
@@ -54,13 +55,14 @@ class Family:
     denoiser_name = "transformer"
     lora_target_modules: list[str] | str = ["to_q", "to_k", "to_v", "to_out.0"]
     reference_counts: tuple[int, int | None] = (0, 0)  # fewest and most references of a prompt; `None` is no limit
-    # The denoiser's lists of blocks whose hidden states hold target and references, in the order they run; none where the
-    # pipeline takes no references
+    # The denoiser's lists of blocks whose hidden states hold target and references, in the order they run
     block_lists: tuple[str, ...] = ()
     # What training can't do without, by the beginnings of their names, and what of it may be missing
     needed_components: tuple[str, ...] = ("vae", "text_encoder", "tokenizer", "processor", "scheduler")
     optional_components: tuple[str, ...] = ()
     process: RectifiedFlow | DDPM
+    reference_positions: str | None = None  # where references stand, if not as in the pipeline
+    sampled_by_helper = False  # whether some references are beyond the pipeline's own call
 
     def __init__(
         self, pipeline, encode_prompt_kwargs: dict[str, Any] | None = None, guidance_scale: float | None = None
@@ -82,11 +84,6 @@ class Family:
             raise ValueError(
                 f"`encode_prompt_kwargs` holds {', '.join(map(repr, unknown))}; what {type(pipeline).__name__} can be given "
                 f"is {', '.join(known)}."
-            )
-        if any(hasattr(part, "_hf_hook") for part in self.modules.values()):
-            raise ValueError(
-                "The pipeline is offloaded, which would move its denoiser about while it trains. Call "
-                "`pipeline.remove_all_hooks()`, or give the trainer a pipeline without offload."
             )
         if guidance_scale is None:
             guidance_scale = self.call_defaults.get("guidance_scale")
@@ -138,8 +135,13 @@ class Family:
 
     @property
     def cell_size(self) -> int:
-        """Side of one cell of the token grid in pixels. Image sides are multiples of it."""
+        """Side of one cell of the token grid in pixels."""
         return self.pipeline.vae_scale_factor
+
+    @property
+    def size_multiple(self) -> int:
+        """What the sides of an image must be multiples of, in pixels."""
+        return self.cell_size
 
     @property
     def default_resolution(self) -> int:
@@ -150,9 +152,23 @@ class Family:
         """How the pipeline sizes reference images, at most `resolution` squared; `None` if it takes no references."""
         return None
 
+    def place_references(self, positions: str):
+        """
+        Has a denoiser whose pipeline takes no references look at some, whose tokens stand where `positions` says.
+
+        Raises:
+            ValueError: If nobody has shown that the model can learn that.
+        """
+        raise ValueError(
+            f"`reference_positions={positions!r}` is for models whose pipeline takes no references and that can learn to "
+            f"(`FluxPipeline`). Leave it out for {type(self.pipeline).__name__}."
+        )
+
     @property
     def image_blocks(self) -> list[str]:
-        """Names of the blocks of `block_lists`."""
+        """Names of the blocks of `block_lists`; empty where no references are taken."""
+        if self.reference_counts[1] == 0:
+            return []
         lists = {name: self.denoiser.get_submodule(name) for name in self.block_lists}
         return [f"{name}.{number}" for name, blocks in lists.items() for number in range(len(blocks))]
 
@@ -168,7 +184,8 @@ class Family:
         self, length: int, grid: tuple[int, int], reference_grids: list[tuple[int, int]]
     ) -> tuple[slice, list[slice]]:
         """
-        Where a block's sequence of `length` tokens holds the target, and where each reference.
+        Where a block's sequence of `length` tokens holds the target, and where each reference: here the target, then the
+        references, at its end.
 
         Args:
             length (`int`):
@@ -176,7 +193,10 @@ class Family:
             grid, reference_grids (`tuple[int, int]`):
                 Height and width of the token grids of the target and of each reference.
         """
-        raise NotImplementedError
+        sizes = [height * width for height, width in (grid, *reference_grids)]
+        starts = accumulate(sizes, initial=length - sum(sizes))
+        target, *references = (slice(start, start + size) for start, size in zip(starts, sizes, strict=False))
+        return target, references
 
     def image_tokens(
         self,
@@ -196,7 +216,9 @@ class Family:
     def tokenizer(self):
         """The tokenizer that decides how much of a prompt is read: the pipeline's last one."""
         parts = self.pipeline.components
-        last = parts[max(name for name in parts if name.startswith("tokenizer") and parts[name] is not None)]
+        last = parts[
+            max(name for name in parts if name.startswith(("tokenizer", "processor")) and parts[name] is not None)
+        ]
         return getattr(last, "tokenizer", last)  # a processor has one
 
     @property
@@ -207,8 +229,9 @@ class Family:
     @property
     def max_prompt_tokens(self) -> int | None:
         """How many tokens of a prompt are read before it is cut off; `None` if it never is."""
-        default = self.encode_defaults.get("max_sequence_length", self.tokenizer.model_max_length)
-        return self.encode_prompt_kwargs.get("max_sequence_length", default) - self.template_tokens
+        limit = self.encode_prompt_kwargs.get("max_sequence_length", self.encode_defaults.get("max_sequence_length"))
+        longest = self.tokenizer.model_max_length
+        return (longest if limit is None else min(limit, longest)) - self.template_tokens
 
     def encode_prompt(
         self, prompts: list[str], references: list[list[PIL.Image.Image]] | None = None
@@ -228,11 +251,29 @@ class Family:
         """
         raise NotImplementedError
 
-    def sample(self, prompt: str, references: list[PIL.Image.Image], **kwargs) -> PIL.Image.Image:
-        """Draws an image with the pipeline; what else it is called with is in `kwargs`."""
+    def sample(
+        self,
+        prompt: str | list[str],
+        references: list[PIL.Image.Image],
+        reference_resolution: int | None = None,
+        **kwargs,
+    ) -> Any:
+        """
+        Calls the pipeline with references, placed and sized as in training.
+
+        Args:
+            prompt (`str` or `list[str]`):
+                The prompt.
+            references (`list[PIL.Image.Image]`):
+                RGB images, or none.
+            reference_resolution (`int`, *optional*):
+                As in training, where the pipeline leaves a choice.
+            kwargs:
+                What else the pipeline is called with.
+        """
         if references:
-            kwargs["image"] = references
-        return self.pipeline(prompt=prompt, **kwargs).images[0]
+            kwargs["image"] = references[0] if self.reference_counts[1] == 1 else references
+        return self.pipeline(prompt=prompt, **kwargs)
 
     def encode_image(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Pixels in [-1, 1] to clean latents on the token grid, `x_BCHW`."""

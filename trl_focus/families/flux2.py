@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import accumulate
 
 import PIL.Image
 import torch
@@ -82,12 +81,6 @@ class Flux2(Family):
     def reference_rule(self, resolution=None):
         max_area = min(resolution**2, MAX_REFERENCE_AREA) if resolution else MAX_REFERENCE_AREA
         return Flux2References(self.pipeline.image_processor, self.cell_size, max_area)
-
-    def token_ranges(self, length, grid, reference_grids):
-        sizes = [height * width for height, width in (grid, *reference_grids)]
-        starts = list(accumulate(sizes, initial=length - sum(sizes)))  # single-stream blocks hold the text in front
-        target, *references = (slice(start, start + size) for start, size in zip(starts, sizes, strict=False))
-        return target, references
 
     @property
     def template_tokens(self):

@@ -6,7 +6,7 @@ from functools import lru_cache
 import PIL.Image
 import torch
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-from diffusers.models.transformers.transformer_flux3 import Flux3SingleTransformerBlock
+from diffusers.models.transformers.transformer_flux3 import Flux3ModeTransformerBlock, Flux3SingleTransformerBlock
 from diffusers.modular_pipelines.flux3.before_denoise import Flux3TextRoPEInputsStep, _prepare_image_ids
 from diffusers.modular_pipelines.flux3.image_processor import Flux3ImageProcessor
 
@@ -73,11 +73,12 @@ class Flux3(ModularFamily):
                 "This transformer is a flow map: it was distilled for few steps, and preference tuning would undo that. "
                 "Train the one it was distilled from."
             )
-        try:
-            TransformerBlockRegistry.get(Flux3SingleTransformerBlock)
-        except ValueError:
-            metadata = TransformerBlockMetadata(return_hidden_states_index=1, return_encoder_hidden_states_index=0)
-            TransformerBlockRegistry.register(Flux3SingleTransformerBlock, metadata)
+        # diffusers does not tell where the hidden states are in what these blocks return
+        TransformerBlockRegistry.register(Flux3ModeTransformerBlock, TransformerBlockMetadata())
+        TransformerBlockRegistry.register(
+            Flux3SingleTransformerBlock,
+            TransformerBlockMetadata(return_hidden_states_index=1, return_encoder_hidden_states_index=0),
+        )
         self.process = RectifiedFlow.from_scheduler(pipeline.scheduler)
         blocks = pipeline.blocks.sub_blocks
         self._text_encoder = self.part(blocks["text_encoder"])
@@ -99,11 +100,6 @@ class Flux3(ModularFamily):
 
     def reference_rule(self, resolution=None):
         return Flux3References(self.pipeline.image_processor, resolution and resolution**2)
-
-    def token_ranges(self, length, grid, reference_grids):
-        sizes = [height * width for height, width in (grid, *reference_grids)]
-        target, *references = (slice(sum(sizes[:index]), sum(sizes[: index + 1])) for index in range(len(sizes)))
-        return target, references
 
     def encode_prompt(self, prompts, references=None):
         def encode(prompts):  # the block takes one at a time

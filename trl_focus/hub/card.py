@@ -21,7 +21,9 @@ SETTINGS = (
     "focus_prior",
     "focus_matching",
     "reference",
+    "reference_positions",
     "resolution",
+    "reference_resolution",
     "learning_rate",
     "max_steps",
     "num_train_epochs",
@@ -78,6 +80,8 @@ def lora_card(
     results = {}
     for logs in log_history:
         results.update({key: logs[key] for key in RESULTS if key in logs})
+    # what `sample_with_references` has to be told of the training
+    helper = {key: getattr(args, key) for key in ("reference_positions", "reference_resolution")}
     settings = {key: getattr(args, key) for key in SETTINGS if getattr(args, key, None) not in (None, -1)}
     return ModelCard.from_template(
         data,
@@ -89,6 +93,7 @@ def lora_card(
         pipeline=type(pipeline).__name__,
         takes_references=takes_references,
         modular=isinstance(pipeline, ModularPipeline),
+        helper={key: value for key, value in helper.items() if value} if family.sampled_by_helper else None,
         base_model=base,
         settings={**settings, "LoRA rank, alpha": f"{lora.r}, {lora.lora_alpha}"},
         results=results,

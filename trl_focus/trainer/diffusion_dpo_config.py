@@ -50,6 +50,9 @@ class DiffusionDPOConfig(_BaseConfig):
             side of the image that the pipeline makes by default.
         reference_resolution (`int`, *optional*):
             Reference images larger than this squared are shrunk. Defaults to the pipeline's own limit.
+        reference_positions (`str`, *optional*):
+            Gives references to a model whose pipeline takes none (FLUX.1), and says where they stand: `"diagonal"`, each
+            beginning where the image before it ends, as in UNO. The LoRA is then sampled with [`sample_with_references`].
         encode_prompt_kwargs (`dict[str, Any]` or `str`, *optional*):
             Keyword arguments for the pipeline's own `encode_prompt`, such as `max_sequence_length`.
         crop (`str`, *optional*, defaults to `"none"`):
@@ -171,6 +174,15 @@ class DiffusionDPOConfig(_BaseConfig):
             "help": "Reference images larger than this squared are shrunk. Defaults to the pipeline's own limit."
         },
     )
+    reference_positions: str | None = field(
+        default=None,
+        metadata={
+            "help": "Gives references to a model whose pipeline takes none (FLUX.1), and says where they stand: 'diagonal', "
+            "each beginning where the image before it ends, as in UNO. The LoRA is then sampled with "
+            "`sample_with_references`.",
+            "choices": ["diagonal"],
+        },
+    )
     encode_prompt_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": "Keyword arguments for the pipeline's own `encode_prompt`, such as `max_sequence_length`."},
@@ -276,6 +288,7 @@ class DiffusionDPOConfig(_BaseConfig):
                 raise ValueError(f"`{name}` is {value!r}; give a dictionary, or one as JSON: '{{...}}'.")
         self._check_loss()
         _one_of("reference", self.reference, (None, "adapter_off", "initial_adapter", "model"))
+        _one_of("reference_positions", self.reference_positions, (None, "diagonal"))
         _one_of("crop", self.crop, ("none", "center", "random"))
         _one_of("ties", self.ties, ("error", "drop"))
         _one_of("weighting_scheme", self.weighting_scheme, ("none", "logit_normal", "mode"))

@@ -167,7 +167,7 @@ class DiffusionDPOTrainer(_BaseTrainer):
         self.args = args  # its preparation may ask for them
         self.layout_rule = LayoutRule(
             args.resolution or self.family.default_resolution,
-            self.family.cell_size,
+            self.family.size_multiple,
             self.family.reference_rule(args.reference_resolution),
             stretch=args.crop == "none",
             reference_counts=self.family.reference_counts,

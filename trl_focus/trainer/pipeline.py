@@ -89,7 +89,15 @@ def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", 
             f"`model` must be a Hub id, a folder or a loaded `DiffusionPipeline`, got {type(model).__name__}. Give the "
             "whole pipeline: training needs its text encoders and VAE as well."
         )
-    return family(pipeline, args.encode_prompt_kwargs, args.guidance_scale)
+    family = family(pipeline, args.encode_prompt_kwargs, args.guidance_scale)
+    if any(hasattr(part, "_hf_hook") for part in family.modules.values()):
+        raise ValueError(
+            "The pipeline is offloaded, which would move its denoiser about while it trains. Call "
+            "`pipeline.remove_all_hooks()`, or give the trainer a pipeline without offload."
+        )
+    if args.reference_positions is not None:
+        family.place_references(args.reference_positions)
+    return family
 
 
 NEED_TORCHVISION = ("PixtralProcessor", "Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor")
