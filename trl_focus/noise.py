@@ -96,10 +96,13 @@ class DDPM:
         prediction_type (`str`):
             `"epsilon"`: the target is `eps`; `"v_prediction"`: it is `sqrt(abar_t) eps - sqrt(1 - abar_t) x0`
             (https://huggingface.co/papers/2202.00512).
+        timesteps_N (`torch.Tensor` of shape `(N,)`, *optional*):
+            The timesteps that are drawn from, least noise first. Defaults to all.
     """
 
     alphas_cumprod_T: torch.Tensor
     prediction_type: str
+    timesteps_N: torch.Tensor | None = None
 
     @classmethod
     def from_scheduler(cls, scheduler) -> "DDPM":
@@ -127,7 +130,12 @@ class DDPM:
         """Noises clean latents at the quantile `u` in [0, 1] of the timesteps."""
         self.alphas_cumprod_T = self.alphas_cumprod_T.to(u_B.device)  # copied at the first step only
         steps = len(self.alphas_cumprod_T)
-        timestep_B = (u_B * steps).long().clamp(max=steps - 1)
+        if self.timesteps_N is None:
+            timestep_B = (u_B * steps).long().clamp(max=steps - 1)
+        else:
+            self.timesteps_N = self.timesteps_N.to(u_B.device)
+            count = len(self.timesteps_N)
+            timestep_B = self.timesteps_N[(u_B * count).long().clamp(max=count - 1)]
         alpha_B111 = self.alphas_cumprod_T[timestep_B, None, None, None]
         signal_B111, spread_B111 = alpha_B111.sqrt(), (1 - alpha_B111).sqrt()
         noisy_BCHW = signal_B111 * x_BCHW + spread_B111 * noise_BCHW

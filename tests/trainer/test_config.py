@@ -402,6 +402,7 @@ class TestCommandLine:
             dataset_num_proc=2,
             weighting_scheme="logit_normal",
             logit_mean=0.5,
+            sampling_steps=4,
             logit_std=0.75,
             mode_scale=1.0,
             eval_seed=3,

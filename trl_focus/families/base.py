@@ -60,7 +60,10 @@ class Family:
     # What training can't do without, by the beginnings of their names, and what of it may be missing
     needed_components: tuple[str, ...] = ("vae", "text_encoder", "tokenizer", "processor", "scheduler")
     optional_components: tuple[str, ...] = ()
+    processors: dict[str, str] = {}  # classes of transformers' processors that a pipeline's index need not name
+    prediction_type = "flow"  # what its scheduler takes: `"flow"`, or `"epsilon or v"`
     process: RectifiedFlow | DDPM
+    looks_distilled = False  # whether the scheduler is one of models that are sampled in few steps alone
     reference_positions: str | None = None  # where references stand, if not as in the pipeline
     sampled_by_helper = False  # whether some references are beyond the pipeline's own call
 
@@ -162,6 +165,13 @@ class Family:
         raise ValueError(
             f"`reference_positions={positions!r}` is for models whose pipeline takes no references and that can learn to "
             f"(`FluxPipeline`). Leave it out for {type(self.pipeline).__name__}."
+        )
+
+    def sampled_in(self, steps: int):
+        """Has it trained at no other noise levels than those of a sampling in so many steps, as it was distilled for."""
+        raise ValueError(
+            f"`sampling_steps={steps}` is for Stable Diffusion's UNets that were distilled to few steps (SDXL-Turbo). Leave "
+            f"it out for {type(self.pipeline).__name__}."
         )
 
     @property

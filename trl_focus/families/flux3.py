@@ -64,6 +64,7 @@ class Flux3(ModularFamily):
     block_lists = ("single_transformer_blocks",)
     unused_blocks = ("prompt_upsampler",)
     text_block = "text_encoder"
+    processors = {"tokenizer": "Qwen3VLProcessor"}
     default_resolution = 1024  # the pipeline's, which no configuration holds
 
     def __init__(self, pipeline, encode_prompt_kwargs=None, guidance_scale=None):

@@ -1,5 +1,6 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
+import copy
 from functools import lru_cache
 
 import torch
@@ -12,6 +13,7 @@ class StableDiffusion(Family):
     """Stable Diffusion 1.x and 2.x: a UNet that predicts epsilon or v. Text alone conditions it."""
 
     denoiser_name = "unet"
+    prediction_type = "epsilon or v"
 
     def __init__(self, pipeline, encode_prompt_kwargs=None, guidance_scale=None):
         super().__init__(pipeline, encode_prompt_kwargs, guidance_scale)
@@ -21,6 +23,17 @@ class StableDiffusion(Family):
                 "undo that. Train the UNet it was distilled from."
             )
         self.process = DDPM.from_scheduler(pipeline.scheduler)
+
+        config = pipeline.scheduler.config
+        # Others are sampled from less than the last timestep, or predict v
+        self.looks_distilled = (
+            config.get("timestep_spacing") == "trailing" and self.process.prediction_type == "epsilon"
+        )
+
+    def sampled_in(self, steps):
+        scheduler = copy.deepcopy(self.pipeline.scheduler)
+        scheduler.set_timesteps(steps)
+        self.process.timesteps_N = scheduler.timesteps.long().unique()
 
     @property
     def default_resolution(self):

@@ -77,6 +77,9 @@ class DiffusionDPOConfig(_BaseConfig):
             Standard deviation of `"logit_normal"`, above 0.
         mode_scale (`float`, *optional*, defaults to `1.29`):
             Scale of `"mode"`, between -1 and 1.75; above 0 favours levels in the middle.
+        sampling_steps (`int`, *optional*):
+            Trains at no other timesteps than those of a sampling in so many steps: for UNets distilled to few steps
+            (SDXL-Turbo: 4), which know no others.
         eval_seed (`int`, *optional*, defaults to `0`):
             Evaluation draws the noise and the level of a row from this seed (at least 0) and the row's index alone.
 
@@ -227,6 +230,13 @@ class DiffusionDPOConfig(_BaseConfig):
     mode_scale: float = field(
         default=1.29, metadata={"help": "Scale of 'mode', between -1 and 1.75; above 0 favours levels in the middle."}
     )
+    sampling_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Trains at no other timesteps than those of a sampling in so many steps: for UNets distilled to few steps "
+            "(SDXL-Turbo: 4), which know no others."
+        },
+    )
     eval_seed: int = field(
         default=0,
         metadata={
@@ -294,7 +304,7 @@ class DiffusionDPOConfig(_BaseConfig):
         _one_of("weighting_scheme", self.weighting_scheme, ("none", "logit_normal", "mode"))
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(f"`caption_dropout` is {self.caption_dropout}; it is a probability, between 0 and 1.")
-        for name in ("resolution", "reference_resolution", "logit_std"):
+        for name in ("resolution", "reference_resolution", "logit_std", "sampling_steps"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f"`{name}` is {value}; it must be above 0.")
         if not -1 <= self.mode_scale <= MAX_MODE_SCALE:

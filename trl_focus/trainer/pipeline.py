@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from diffusers import DiffusionPipeline, ModularPipeline, PipelineQuantizationConfig
-from transformers.utils import is_torchvision_available
+from transformers.utils import is_torchvision_available, logging
 
 from ..families import Family, family_class
 from ..families.base import HUB_KWARGS
 
+
+logger = logging.get_logger(__name__)
 
 if TYPE_CHECKING:
     from .diffusion_dpo_config import DiffusionDPOConfig
@@ -22,19 +24,19 @@ def _dtype(args: "DiffusionDPOConfig") -> torch.dtype:
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
-def _check_processors(config: dict, args: "DiffusionDPOConfig"):
+def _check_processors(family: type[Family], config: dict, args: "DiffusionDPOConfig"):
     """Refuses processors of transformers that need torchvision where there is none: loading them fails in other words."""
     given = args.model_init_kwargs or {}
-    needing = [
-        key
-        for key, value in config.items()
-        if key not in given and isinstance(value, list) and value[1] in NEED_TORCHVISION
-    ]
-    if needing and not is_torchvision_available():
-        raise ImportError(
-            f"The pipeline's `{needing[0]}` is a {config[needing[0]][1]}, which needs torchvision: `pip install torchvision` "
-            "(the build of your torch: see https://pytorch.org/get-started)."
-        )
+    for key, value in config.items():
+        if key in given or not isinstance(value, list):
+            continue
+        # a modular index may name no class, or the one that looks the class up
+        name = family.processors.get(key) if value[1] in (None, "AutoProcessor") else value[1]
+        if name in NEED_TORCHVISION and not is_torchvision_available():
+            raise ImportError(
+                f"The pipeline's `{key}` is a {name}, which needs torchvision: `pip install torchvision` (the build of your "
+                "torch: see https://pytorch.org/get-started)."
+            )
 
 
 def _load_config(model: str | Path, **kwargs) -> dict:
@@ -71,7 +73,7 @@ def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", 
         name = config["_class_name"]
         family = family_class([name])
         family.check_components(key for key, value in config.items() if value == [None, None])
-        _check_processors(config, args)
+        _check_processors(family, config, args)
         if quantization_config is not None and not isinstance(quantization_config, PipelineQuantizationConfig):
             quantization_config = PipelineQuantizationConfig(quant_mapping={family.denoiser_name: quantization_config})
         kwargs = {} if quantization_config is None else {"quantization_config": quantization_config}
@@ -97,6 +99,13 @@ def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", 
         )
     if args.reference_positions is not None:
         family.place_references(args.reference_positions)
+    if args.sampling_steps is not None:
+        family.sampled_in(args.sampling_steps)
+    elif family.looks_distilled:
+        logger.warning(
+            "The pipeline's scheduler spaces timesteps as for a model that was distilled to few steps, and this trains at all. If "
+            "it was, set `sampling_steps` to the most steps it is sampled in (4 for SDXL-Turbo)."
+        )
     return family
 
 
