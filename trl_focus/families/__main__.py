@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import sys
 import textwrap
 from itertools import zip_longest
 from typing import Any
@@ -78,7 +79,7 @@ def families_text(as_json: bool = False) -> str:
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser("python -m trl_focus.families", description="The families of models that train.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
-    print(families_text(parser.parse_args(arguments).json))
+    sys.stdout.write(families_text(parser.parse_args(arguments).json) + "\n")
 
 
 if __name__ == "__main__":
