@@ -161,6 +161,13 @@ class DiffusionDPOTrainer(_BaseTrainer):
                 "`reference='initial_adapter'` holds the policy against the LoRA that the pipeline came with, and it "
                 "came with none. Load one with `pipeline.load_lora_weights`, or use 'adapter_off'."
             )
+        if args.resolution is not None and (over := args.resolution % self.family.size_multiple):
+            below = args.resolution - over
+            raise ValueError(
+                f"`resolution` is {args.resolution}, and the sides of this model's images are multiples of "
+                f"{self.family.size_multiple} pixels: set it to {below + self.family.size_multiple}"
+                f"{f' or {below}' if below else ''}."
+            )
         ref_denoiser = load_reference(ref_model, self.family, args) if ref_model is not None else None
 
         # Data

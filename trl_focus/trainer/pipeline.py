@@ -112,22 +112,50 @@ def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", 
 NEED_TORCHVISION = ("PixtralProcessor", "Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor")
 
 
+def _check_same_model(pipeline_classes: list[str], config: dict, family: Family):
+    """Refuses a reference of another family, or one of the family that other inputs fit."""
+    if pipeline_classes and (theirs := family_class(pipeline_classes)) is not type(family):
+        raise ValueError(
+            f"`ref_model` is of the family {theirs.__name__}, and `model` of {type(family).__name__}: their inputs differ. Give a "
+            "reference of the same family."
+        )
+    ours = family.denoiser.config
+    sizes = [key for key in ours if key.endswith(("channels", "_dim", "_embeds")) and ours[key] != config.get(key)]
+    if sizes:
+        raise ValueError(
+            f"`ref_model` has {', '.join(f'{key}={config.get(key)!r}' for key in sizes)}, and `model` "
+            f"{', '.join(f'{key}={ours[key]!r}' for key in sizes)}. Give a reference that `model` was made from, or that was made "
+            "from it."
+        )
+
+
 def load_reference(ref_model, family: Family, args: "DiffusionDPOConfig") -> torch.nn.Module:
     """
     The denoiser of a reference given as an id, a pipeline or a denoiser.
 
     Raises:
-        ValueError: If it is of another class than the policy's, or the policy's own.
+        ValueError: If it is of another family or class than the policy's, of other dimensions, or the policy's own.
     """
     expected = type(family.denoiser)
     if isinstance(ref_model, str | Path):  # its denoiser alone: encoding is the policy's
-        return expected.from_pretrained(str(ref_model), subfolder=family.denoiser_name, dtype=_dtype(args))
-    if isinstance(ref_model, DiffusionPipeline | ModularPipeline):
-        ref_model = getattr(ref_model, family.denoiser_name, ref_model)
-    if type(ref_model) is not expected:
-        raise ValueError(
-            f"`ref_model` is a {type(ref_model).__name__}; it must be a {expected.__name__}, as the policy."
-        )
+        config = expected.load_config(str(ref_model), subfolder=family.denoiser_name)
+        if config["_class_name"] == expected.__name__:
+            try:
+                classes = [_load_config(ref_model)["_class_name"]]
+            except OSError:  # a folder of the denoiser alone
+                classes = []
+            _check_same_model(classes, config, family)
+            return expected.from_pretrained(str(ref_model), subfolder=family.denoiser_name, dtype=_dtype(args))
+        found = config["_class_name"]
+    else:
+        classes = []
+        if isinstance(ref_model, DiffusionPipeline | ModularPipeline):
+            classes = [cls.__name__ for cls in type(ref_model).__mro__]
+            ref_model = getattr(ref_model, family.denoiser_name, ref_model)
+        found = type(ref_model).__name__
+    if found != expected.__name__:
+        raise ValueError(f"`ref_model` is a {found}; it must be a {expected.__name__}, as the policy.")
+    _check_same_model(classes, ref_model.config, family)
     if ref_model is family.denoiser:
         raise ValueError(
             "`ref_model` is the policy's own denoiser. Leave it out: the LoRA is switched off for the reference."
