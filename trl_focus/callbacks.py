@@ -1,6 +1,5 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
-import inspect
 import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -252,7 +251,7 @@ class LogSamplesCallback(TrainerCallback):
 
     def _sample(self) -> list[PIL.Image.Image]:
         family = self.trainer.family
-        accepted = inspect.signature(family.pipeline.__call__).parameters
+        accepted = family.call_defaults
         side = self.trainer.layout_rule.resolution
         settings = {"height": side, "width": side, **family.encode_prompt_kwargs, **self.pipeline_kwargs}
         settings = {

@@ -11,7 +11,14 @@ import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from datasets import DatasetDict
-from diffusers import BitsAndBytesConfig, DDPMPipeline, DDPMScheduler, PipelineQuantizationConfig, UNet2DModel
+from diffusers import (
+    BitsAndBytesConfig,
+    DDPMPipeline,
+    DDPMScheduler,
+    Flux3ModularPipeline,
+    PipelineQuantizationConfig,
+    UNet2DModel,
+)
 from peft import IA3Config, LoraConfig
 from transformers import TrainingArguments
 
@@ -187,6 +194,23 @@ class TestModel:
         with Refused(ImportError, "`tokenizer` is a PixtralProcessor.*`pip install torchvision`", out):
             make(str(tmp_path / "model"), out, pairs)
 
+    @pytest.mark.parametrize(
+        "named", [[None, None], ["transformers", "AutoProcessor"], ["transformers", "Qwen3VLProcessor"]]
+    )
+    def test_processor_that_a_modular_index_need_not_name(self, out, pairs, tmp_path, monkeypatch, named):
+        index = {"_class_name": "Flux3ModularPipeline", "tokenizer": [*named, {"subfolder": "tokenizer"}]}
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "modular_model_index.json").write_text(json.dumps(index))
+        monkeypatch.setattr("trl_focus.trainer.pipeline.is_torchvision_available", lambda: False)
+        with Refused(ImportError, "`tokenizer` is a Qwen3VLProcessor.*`pip install torchvision`", out):
+            make(str(tmp_path / "model"), out, pairs)
+
+    def test_modular_pipeline_that_was_not_given_its_components(self, out):
+        pipeline = Flux3ModularPipeline()
+        message = "The pipeline has no `text_encoder`, `tokenizer`, `vae`, `transformer`, and training needs it"
+        with Refused(ValueError, message, out):
+            make_trainer(output_dir=out, family="flux3", pipeline=pipeline)
+
     def test_offloaded(self, pipeline, out, pairs):
         add_hook_to_module(pipeline.text_encoder, ModelHook())  # as the pipeline's own offload does
         message = r"is offloaded.*Call `pipeline.remove_all_hooks\(\)`, or give"
@@ -213,7 +237,18 @@ class TestModel:
 
 
 class TestPrompts:
-    @pytest.mark.parametrize("name,limit", [("sd15", 75), ("sdxl", 75), ("flux2_klein", 62), ("flux2", 61)])
+    @pytest.mark.parametrize(
+        "name,limit",
+        [
+            ("sd15", 75),
+            ("sdxl", 75),
+            ("flux2_klein", 62),
+            ("flux2", 61),
+            ("flux3", 141),
+            ("z_image", 77),
+            ("z_image_omni", 77),
+        ],
+    )
     def test_that_are_cut(self, name, limit, out, caplog):
         """The limit is measured: prompts that differ behind it, and only those, are encoded alike."""
         data = make_pairs(3, n_references=2 if "flux2" in name else 0)
@@ -225,17 +260,35 @@ class TestPrompts:
         assert len(warnings) == 1
         expected = f"1 of 3 prompts are longer than the {limit} tokens .* Row 1 has {limit + 2}.* cut off: 'bc'"
         assert re.match(expected, warnings[0])
+
+        def embeds(prompt):
+            value = trainer.family.encode_prompt([prompt])["prompt_embeds"]
+            while isinstance(value, list):
+                (value,) = value
+            return value.reshape(1, -1, value.shape[-1])
+
         with torch.no_grad():
-            whole, cut, other = (
-                trainer.family.encode_prompt([prompt])["prompt_embeds"]
-                for prompt in (prompts[0], prompts[0] + "bcd", prompts[0][:-1] + "b")
-            )
+            whole, cut, other = (embeds(prompt) for prompt in (prompts[0], prompts[0] + "bcd", prompts[0][:-1] + "b"))
         own = slice(1, limit)  # what closes the prompt may be cut off with it
         assert torch.allclose(whole[:, own], cut[:, own], atol=1e-6)
         assert not torch.allclose(whole, other, atol=1e-3)
 
 
 class TestArguments:
+    @pytest.mark.parametrize(
+        "family,resolution,message",
+        [
+            ("sd15", 60, "`resolution` is 60, .* are multiples of 8 pixels: set it to 64 or 56"),
+            ("z_image", 100, "`resolution` is 100, .* are multiples of 16 pixels: set it to 112 or 96"),
+            ("qwen_image_21", 16, "`resolution` is 16, .*are multiples of .* pixels: set it to 32"),
+            ("flux3", 8, r"`resolution` is 8, .* are multiples of 16 pixels: set it to 16\."),
+        ],
+    )
+    def test_resolution_that_the_model_cannot_make(self, out, family, resolution, message):
+        pipeline = PIPELINES[family]()
+        with Refused(ValueError, message, out, pipeline):
+            make_trainer(output_dir=out, family=family, pipeline=pipeline, resolution=resolution)
+
     @pytest.mark.parametrize("config_class", [DiffusionDPOConfig, TrainingArguments])
     def test_config_of_another_class(self, pipeline, out, pairs, config_class):
         args = config_class(output_dir=str(out), use_cpu=True, report_to="none")
@@ -398,6 +451,36 @@ class TestReference:
         with Refused(ValueError, message, out, pipeline, other):
             make(pipeline, out, pairs, ref_model=part(other))
 
+    @pytest.mark.parametrize("part", [lambda pipe: pipe, lambda pipe: pipe.unet], ids=["pipeline", "denoiser"])
+    def test_other_dimensions(self, pipeline, out, pairs, part):
+        other = PIPELINES["sd15"](seed=1)
+        other.unet.register_to_config(cross_attention_dim=1024)
+        message = "`ref_model` has cross_attention_dim=1024, and `model` cross_attention_dim=32. Give a reference that"
+        with Refused(ValueError, message, out, pipeline, other):
+            make(pipeline, out, pairs, ref_model=part(other))
+
+    @pytest.mark.parametrize("from_folder", [False, True])
+    def test_another_family_with_the_same_denoiser(self, out, tmp_path, from_folder):
+        pipeline, other = PIPELINES["qwen_image"](), PIPELINES["qwen_image_edit_plus"]()
+        reference = other
+        if from_folder:
+            index = {"_class_name": "QwenImageEditPlusPipeline", "_diffusers_version": "0.40.0"}
+            (tmp_path / "other").mkdir()
+            (tmp_path / "other" / "model_index.json").write_text(json.dumps(index))
+            other.transformer.save_config(tmp_path / "other" / "transformer")  # no weights: none are read
+            reference = str(tmp_path / "other")
+        message = "`ref_model` is of the family QwenImageEditPlus, and `model` of QwenImage: .*of the same family"
+        with Refused(ValueError, message, out, pipeline, other):
+            make_trainer(output_dir=out, family="qwen_image", pipeline=pipeline, ref_model=reference)
+
+    def test_another_class_in_a_folder(self, pipeline, out, pairs, tmp_path):
+        config = {"_class_name": "UNet2DModel", "_diffusers_version": "0.40.0"}
+        (tmp_path / "other" / "unet").mkdir(parents=True)
+        (tmp_path / "other" / "unet" / "config.json").write_text(json.dumps(config))
+        message = "`ref_model` is a UNet2DModel; it must be a UNet2DConditionModel, as the policy"
+        with Refused(ValueError, message, out, pipeline):
+            make(pipeline, out, pairs, ref_model=str(tmp_path / "other"))
+
     def test_the_model_itself(self, pipeline, out, pairs):
         with Refused(ValueError, "`ref_model` is `model` itself. Leave it out", out, pipeline):
             make(pipeline, out, pairs, ref_model=pipeline)
@@ -499,6 +582,22 @@ class TestData:
         with Refused(ValueError, rf"(?s)`train_dataset`: .*row 1: .*{message}", out, pipeline) as refused:
             make(pipeline, out, bad_row(**changes), FocusDPOTrainer)
         assert "row 0" not in str(refused.value) and "row 2" not in str(refused.value)
+
+    @pytest.mark.parametrize(
+        "family,count,message",
+        [
+            ("qwen_image_edit", 0, "row 0: `references` holds no images, and this model takes exactly 1"),
+            ("qwen_image_edit", 2, "row 0: `references` holds 2 images, and this model takes exactly 1"),
+            ("qwen_image_edit_plus", 0, "row 0: `references` holds no images, and this model takes at least 1"),
+            ("z_image", 1, "row 0: `references` is not empty, and this model takes no reference images"),
+        ],
+    )
+    def test_reference_count(self, out, family, count, message):
+        pipeline = PIPELINES[family]()
+        with Refused(ValueError, f"(?s)`train_dataset`: .*{message}", out, pipeline):
+            make_trainer(
+                output_dir=out, family=family, pipeline=pipeline, train_dataset=make_pairs(2, n_references=count)
+            )
 
     def test_references_on_sdxl(self, out):
         pipeline = PIPELINES["sdxl"]()
@@ -616,6 +715,13 @@ class TestResume:
         trainer = make(pipeline, out, pairs)
         out.rmdir()
         self.refused(trainer, "There is no checkpoint in `output_dir`", True)
+
+    def test_another_family_with_the_same_denoiser(self, out, tmp_path):
+        resume = checkpoint(tmp_path / "qwen", "qwen_image")
+        message = (
+            "checkpoint-1 is of the family QwenImage .*and this model of QwenImageEdit .*Resume with the model that"
+        )
+        self.refused(make_trainer(output_dir=out, family="qwen_image_edit"), message, resume)
 
     def test_another_family(self, out, tmp_path):
         resume = checkpoint(tmp_path / "sd")

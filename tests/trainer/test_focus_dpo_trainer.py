@@ -23,7 +23,7 @@ def weights_of(trainer, batch):
     """Weights of a batch, with the forward of the policy that they are read from."""
     x_BCHW, prompt, references = trainer._encode(batch)
     noised = trainer._noise(x_BCHW, batch["seed"])
-    with trainer.watch(batch, noised, references) as seen, torch.no_grad():
+    with trainer.watch(batch, noised, prompt, references) as seen, torch.no_grad():
         trainer.family.predict(trainer.model, noised.noisy_BCHW, noised.timestep_B, prompt, references)
     return trainer.cell_weights(batch, noised, seen)
 

@@ -136,14 +136,14 @@ class DataCollatorForDiffusionPreference:
             density_HW = area_average(np.asarray(image, np.float32) / 255, box(image.size), grid)
             return torch.from_numpy(np.flip(density_HW, -1).copy() if flip else density_HW).float()
 
-        rule = self.layout_rule.references
+        rule = self.layout_rule.references and self.layout_rule.references.among(len(references))
         seen = [rule.prepare_for_prompt(image) for image in references]
         references = [rule.prepare(image) for image in references]
         return {
             "prompt": "" if dropped else row["prompt"],
             "references": [image_to_tensor(image) for image in references],
             "prompt_references": [image for image in seen if image is not None],
-            "reference_masks": self.reference_masks(row, references),
+            "reference_masks": self.reference_masks(row, references, rule),
             "reference_subjects": torch.tensor(reference_subject_indices(row), dtype=torch.long),
             "chosen_masks": masks("chosen"),
             "rejected_masks": masks("rejected"),
@@ -154,7 +154,7 @@ class DataCollatorForDiffusionPreference:
             **{name: detail(row[name]) for name in DETAIL_COLUMNS if name in row},
         }
 
-    def reference_masks(self, row: dict[str, Any], references: list[PIL.Image.Image]) -> list[torch.Tensor]:
+    def reference_masks(self, row: dict[str, Any], references: list[PIL.Image.Image], rule: Any) -> list[torch.Tensor]:
         """Mask of the subject on each prepared reference, on its token grid."""
         masks = []
         for image, value in zip(references, row.get("reference_masks") or [None] * len(references), strict=True):
@@ -162,7 +162,7 @@ class DataCollatorForDiffusionPreference:
             mask = np.ones(grid, np.float32)
             if value is not None:
                 mask = PIL.Image.fromarray((mask_to_array(value) * 255).round().astype(np.uint8))
-                mask = np.asarray(self.layout_rule.references.prepare(mask), np.float32) / 255
+                mask = np.asarray(rule.prepare(mask), np.float32) / 255
                 mask = area_average(mask, (0, 0, *image.size), grid).astype(np.float32)
             masks.append(torch.from_numpy(mask))
         return masks

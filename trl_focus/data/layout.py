@@ -96,10 +96,11 @@ class LayoutRule:
         if len(references) < least or (most is not None and len(references) > most):
             takes = f"exactly {most}" if least == most else f"at least {least}" if most is None else f"at most {most}"
             raise ValueError(f"`references` holds {len(references) or 'no'} images, and this model takes {takes}")
+        rule = self.references and self.references.among(len(references))
         sizes = []
         for reference in references:
             try:
-                sizes.append(self.references.size(*reference))
+                sizes.append(rule.size(*reference))
             except ValueError as error:
                 raise ValueError(f"`references` holds an image that this model refuses: {error}") from error
         return Layout(size, tuple(sizes))

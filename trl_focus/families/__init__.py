@@ -10,6 +10,7 @@ from .base import Family
 FAMILIES = {
     "Flux2KleinPipeline": ("flux2", "Flux2"),
     "Flux2Pipeline": ("flux2", "Flux2"),
+    "Flux3ModularPipeline": ("flux3", "Flux3"),
     "FluxKontextPipeline": ("flux", "FluxKontext"),
     "FluxPipeline": ("flux", "Flux"),
     "QwenImage21Pipeline": ("qwen_image_21", "QwenImage21"),
@@ -19,6 +20,8 @@ FAMILIES = {
     "StableDiffusion3Pipeline": ("stable_diffusion_3", "StableDiffusion3"),
     "StableDiffusionPipeline": ("stable_diffusion", "StableDiffusion"),
     "StableDiffusionXLPipeline": ("stable_diffusion", "StableDiffusionXL"),
+    "ZImageOmniPipeline": ("z_image", "ZImageOmni"),
+    "ZImagePipeline": ("z_image", "ZImage"),
 }
 
 

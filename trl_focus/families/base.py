@@ -1,18 +1,27 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import accumulate
 from typing import Any
 
 import PIL.Image
 import torch
+from diffusers import DiffusionPipeline
 
 from ..noise import DDPM, RectifiedFlow
 
 
+# What says where on the Hub a pipeline is, of the keyword arguments with which it is loaded
+HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+
+
 class ReferenceRule:
     """How a pipeline sizes reference images. Light enough to travel to the workers of a data loader."""
+
+    def among(self, count: int) -> "ReferenceRule":
+        """The rule for a reference that is one of so many of a prompt."""
+        return self
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Size (height, width) at which a reference is encoded. Raises a `ValueError` for one that is refused."""
@@ -44,9 +53,15 @@ class Family:
     """
 
     denoiser_name = "transformer"
-    lora_target_modules = ["to_q", "to_k", "to_v", "to_out.0"]
+    lora_target_modules: list[str] | str = ["to_q", "to_k", "to_v", "to_out.0"]
     reference_counts: tuple[int, int | None] = (0, 0)  # fewest and most references of a prompt; `None` is no limit
-    optional_components: tuple[str, ...] = ()  # what the pipeline encodes prompts without, should it be missing
+    # The denoiser's lists of blocks whose hidden states hold target and references, in the order they run
+    block_lists: tuple[str, ...] = ()
+    # What training can't do without, by the beginnings of their names, and what of it may be missing
+    needed_components: tuple[str, ...] = ("vae", "text_encoder", "tokenizer", "processor", "scheduler")
+    optional_components: tuple[str, ...] = ()
+    processors: dict[str, str] = {}  # classes of transformers' processors that a pipeline's index need not name
+    prediction_type = "flow"  # what its scheduler takes: `"flow"`, or `"epsilon or v"`
     process: RectifiedFlow | DDPM
     looks_distilled = False  # whether the scheduler is one of models that are sampled in few steps alone
     reference_positions: str | None = None  # where references stand, if not as in the pipeline
@@ -59,22 +74,48 @@ class Family:
         self.pipeline = pipeline
         self.encode_prompt_kwargs = encode_prompt_kwargs or {}
         # by the family
-        taken = ("prompt", "image", "device", "num_images_per_prompt", "do_classifier_free_guidance")
-        known = [name for name in inspect.signature(pipeline.encode_prompt).parameters if name not in taken]
+        taken = (
+            "prompt",
+            "image",
+            "num_condition_images",
+            "device",
+            "num_images_per_prompt",
+            "do_classifier_free_guidance",
+        )
+        known = [name for name in self.encode_defaults if name not in taken]
         if unknown := [name for name in self.encode_prompt_kwargs if name not in known]:
             raise ValueError(
                 f"`encode_prompt_kwargs` holds {', '.join(map(repr, unknown))}; what {type(pipeline).__name__} can be given "
                 f"is {', '.join(known)}."
             )
         if guidance_scale is None:
-            parameters = inspect.signature(pipeline.__call__).parameters
-            guidance_scale = parameters["guidance_scale"].default if "guidance_scale" in parameters else None
+            guidance_scale = self.call_defaults.get("guidance_scale")
         self.guidance_scale = guidance_scale
+
+    @classmethod
+    def load(cls, name: str, **kwargs):
+        """The pipeline at a Hub id or in a folder, by diffusers' keyword arguments."""
+        return DiffusionPipeline.from_pretrained(name, **kwargs)
+
+    @property
+    def model_name(self) -> str | None:
+        """Hub id or folder that the pipeline was loaded from."""
+        return self.pipeline.name_or_path
+
+    @property
+    def call_defaults(self) -> dict[str, Any]:
+        """What the pipeline can be called with, and the default of each."""
+        return _defaults(self.pipeline.__call__)
+
+    @property
+    def encode_defaults(self) -> dict[str, Any]:
+        """What the pipeline's own encoding of prompts can be given, and the default of each."""
+        return _defaults(self.pipeline.encode_prompt)
 
     @classmethod
     def check_components(cls, missing: Iterable[str]):
         """Refuses a pipeline that lacks components that training needs."""
-        needed = ("vae", "text_encoder", "tokenizer", "processor", "scheduler", cls.denoiser_name)
+        needed = (*cls.needed_components, cls.denoiser_name)
         if missing := [name for name in missing if name.startswith(needed) and name not in cls.optional_components]:
             raise ValueError(
                 f"The pipeline has no {', '.join(f'`{name}`' for name in missing)}, and training needs it. Load the pipeline "
@@ -134,9 +175,20 @@ class Family:
         )
 
     @property
+    def image_blocks(self) -> list[str]:
+        """Names of the blocks of `block_lists`; empty where no references are taken."""
+        if self.reference_counts[1] == 0:
+            return []
+        lists = {name: self.denoiser.get_submodule(name) for name in self.block_lists}
+        return [f"{name}.{number}" for name, blocks in lists.items() for number in range(len(blocks))]
+
+    @property
     def feature_blocks(self) -> list[str]:
-        """Names of the blocks in whose hidden states references and target are compared; empty if there are none."""
-        return []
+        """
+        Names of the blocks in whose hidden states references and target are compared; empty if there are none. By default
+        the one half-way, where features are semantic and still local.
+        """
+        return self.image_blocks[len(self.image_blocks) // 2 :][:1]
 
     def token_ranges(
         self, length: int, grid: tuple[int, int], reference_grids: list[tuple[int, int]]
@@ -156,6 +208,20 @@ class Family:
         target, *references = (slice(start, start + size) for start, size in zip(starts, sizes, strict=False))
         return target, references
 
+    def image_tokens(
+        self,
+        tokens_BSD: torch.Tensor,
+        prompt: dict[str, torch.Tensor],
+        grid: tuple[int, int],
+        reference_grids: list[tuple[int, int]],
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """
+        A block's hidden states at the tokens of the target, and at those of each reference. By default these are the
+        `token_ranges`; a family where they depend on the prompt, so that each row of a batch has its own, defines this.
+        """
+        target, references = self.token_ranges(tokens_BSD.shape[1], grid, reference_grids)
+        return tokens_BSD[:, target], [tokens_BSD[:, part] for part in references]
+
     @property
     def tokenizer(self):
         """The tokenizer that decides how much of a prompt is read: the pipeline's last one."""
@@ -173,14 +239,13 @@ class Family:
     @property
     def max_prompt_tokens(self) -> int | None:
         """How many tokens of a prompt are read before it is cut off; `None` if it never is."""
-        default = inspect.signature(self.pipeline.encode_prompt).parameters.get("max_sequence_length")
-        limit = self.encode_prompt_kwargs.get("max_sequence_length", default and default.default)
+        limit = self.encode_prompt_kwargs.get("max_sequence_length", self.encode_defaults.get("max_sequence_length"))
         longest = self.tokenizer.model_max_length
         return (longest if limit is None else min(limit, longest)) - self.template_tokens
 
     def encode_prompt(
         self, prompts: list[str], references: list[list[PIL.Image.Image]] | None = None
-    ) -> dict[str, torch.Tensor | list[torch.Tensor]]:
+    ) -> dict[str, torch.Tensor | list]:
         """
         What the denoiser needs of `B` prompts.
 
@@ -192,7 +257,7 @@ class Family:
                 encoder does not look at references pass over them.
 
         Returns:
-            `dict`: tensors whose first axis is `B`, or lists of `B` tensors.
+            `dict`: tensors whose first axis is `B`, or lists of length `B`.
         """
         raise NotImplementedError
 
@@ -251,3 +316,7 @@ class Family:
             `torch.Tensor` of shape `(B, C, H, W)`: the prediction, as the pipeline hands it to its scheduler.
         """
         raise NotImplementedError
+
+
+def _defaults(function: Callable) -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}

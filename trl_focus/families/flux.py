@@ -62,6 +62,7 @@ class FluxKontext(Family):
         "proj_mlp",
     ]
     reference_counts = (0, None)
+    block_lists = Flux2.block_lists
     sampled_by_helper = True
 
     def __init__(self, pipeline, encode_prompt_kwargs=None, guidance_scale=None):
@@ -70,7 +71,7 @@ class FluxKontext(Family):
         self.position_ids = lru_cache(self.position_ids)  # one entry per layout
 
     # as in FLUX.2
-    cell_size, default_resolution, feature_blocks = Flux2.cell_size, Flux2.default_resolution, Flux2.feature_blocks
+    cell_size, default_resolution = Flux2.cell_size, Flux2.default_resolution
 
     def reference_rule(self, resolution=None):
         max_area = resolution**2 if resolution else math.inf
@@ -139,10 +140,6 @@ class Flux(FluxKontext):
         if self.reference_positions is None:
             return None
         return FluxReferences(self.pipeline.image_processor, self.cell_size, (resolution or UNO_RESOLUTION) ** 2)
-
-    @property
-    def feature_blocks(self):
-        return [] if self.reference_positions is None else super().feature_blocks
 
     def _origins(self, grids):
         return accumulate(grids, lambda at, grid: (0, at[1] + grid[0], at[2] + grid[1]), initial=(0, 0, 0))

@@ -1,6 +1,5 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
-import inspect
 import math
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -59,12 +58,13 @@ class Flux2(Family):
 
     # `to_qkv_mlp_proj` is the fused projection of the single-stream blocks.
     lora_target_modules = [*Family.lora_target_modules, "to_qkv_mlp_proj"]
+    block_lists = ("transformer_blocks", "single_transformer_blocks")
     reference_counts = (0, None)
 
     def __init__(self, pipeline, encode_prompt_kwargs=None, guidance_scale=None):
         super().__init__(pipeline, encode_prompt_kwargs, guidance_scale)
         _register_blocks()
-        steps = inspect.signature(pipeline.__call__).parameters["num_inference_steps"].default
+        steps = self.call_defaults["num_inference_steps"]
         self.process = RectifiedFlow.from_scheduler(
             pipeline.scheduler, mu=partial(compute_empirical_mu, num_steps=steps)
         )
@@ -81,15 +81,6 @@ class Flux2(Family):
     def reference_rule(self, resolution=None):
         max_area = min(resolution**2, MAX_REFERENCE_AREA) if resolution else MAX_REFERENCE_AREA
         return Flux2References(self.pipeline.image_processor, self.cell_size, max_area)
-
-    @property
-    def feature_blocks(self):
-        # half-way through the blocks, where features are semantic and still local
-        depth = len(self.denoiser.transformer_blocks), len(self.denoiser.single_transformer_blocks)
-        middle = sum(depth) // 2
-        if middle < depth[0]:
-            return [f"transformer_blocks.{middle}"]
-        return [f"single_transformer_blocks.{middle - depth[0]}"]
 
     @property
     def template_tokens(self):

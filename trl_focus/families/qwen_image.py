@@ -39,6 +39,8 @@ class QwenReferences(ReferenceRule):
 class QwenImage(Family):
     """Qwen-Image: rectified flow on 2x2-packed latents of one frame. Text alone conditions it."""
 
+    block_lists = ("transformer_blocks",)
+
     def __init__(self, pipeline, encode_prompt_kwargs=None, guidance_scale=None):
         super().__init__(pipeline, encode_prompt_kwargs, guidance_scale)
         self.process = RectifiedFlow.from_scheduler(pipeline.scheduler)
@@ -50,11 +52,6 @@ class QwenImage(Family):
     @property
     def default_resolution(self):
         return self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
-
-    @property
-    def feature_blocks(self):
-        takes_references = self.reference_counts[1] != 0
-        return [f"transformer_blocks.{len(self.denoiser.transformer_blocks) // 2}"] if takes_references else []
 
     @property
     def template_tokens(self):

@@ -13,6 +13,7 @@ class StableDiffusion(Family):
     """Stable Diffusion 1.x and 2.x: a UNet that predicts epsilon or v. Text alone conditions it."""
 
     denoiser_name = "unet"
+    prediction_type = "epsilon or v"
 
     def __init__(self, pipeline, encode_prompt_kwargs=None, guidance_scale=None):
         super().__init__(pipeline, encode_prompt_kwargs, guidance_scale)

@@ -5,6 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from diffusers import ModularPipeline
 from huggingface_hub import ModelCard, ModelCardData
 from peft import LoraConfig
 
@@ -65,7 +66,7 @@ def lora_card(
             Logs of the run; the last value of each metric is shown.
     """
     pipeline = family.pipeline
-    base = pipeline.name_or_path
+    base = family.model_name
     base = base if base and not Path(base).is_dir() else None
     takes_references = family.reference_rule() is not None
     data = ModelCardData(
@@ -91,6 +92,7 @@ def lora_card(
         paper=paper,
         pipeline=type(pipeline).__name__,
         takes_references=takes_references,
+        modular=isinstance(pipeline, ModularPipeline),
         helper={key: value for key, value in helper.items() if value} if family.sampled_by_helper else None,
         base_model=base,
         settings={**settings, "LoRA rank, alpha": f"{lora.r}, {lora.lora_alpha}"},

@@ -150,7 +150,7 @@ def _errors_and_weightings(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     x_BCHW, prompt, references = trainer._encode(batch)
     noised = noised_at(trainer, x_BCHW, batch["seed"], level)
-    with trainer.watch(batch, noised, references) as seen, trainer._autocast():
+    with trainer.watch(batch, noised, prompt, references) as seen, trainer._autocast():
         prediction_BCHW = trainer.family.predict(
             trainer.model, noised.noisy_BCHW, noised.timestep_B, prompt, references
         )

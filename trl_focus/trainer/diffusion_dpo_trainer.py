@@ -161,6 +161,13 @@ class DiffusionDPOTrainer(_BaseTrainer):
                 "`reference='initial_adapter'` holds the policy against the LoRA that the pipeline came with, and it "
                 "came with none. Load one with `pipeline.load_lora_weights`, or use 'adapter_off'."
             )
+        if args.resolution is not None and (over := args.resolution % self.family.size_multiple):
+            below = args.resolution - over
+            raise ValueError(
+                f"`resolution` is {args.resolution}, and the sides of this model's images are multiples of "
+                f"{self.family.size_multiple} pixels: set it to {below + self.family.size_multiple}"
+                f"{f' or {below}' if below else ''}."
+            )
         ref_denoiser = load_reference(ref_model, self.family, args) if ref_model is not None else None
 
         # Data
@@ -321,7 +328,11 @@ class DiffusionDPOTrainer(_BaseTrainer):
             return error(self.model)  # not the DDP wrapper: no gradient, no bookkeeping of its reducer
 
     def watch(
-        self, batch: dict[str, Any], noised: Noised, references: list[torch.Tensor]
+        self,
+        batch: dict[str, Any],
+        noised: Noised,
+        prompt: dict[str, torch.Tensor],
+        references: list[torch.Tensor],
     ) -> AbstractContextManager[Any]:
         """Context in which the policy's forward runs. What it yields goes to `cell_weights`."""
         return nullcontext()
@@ -355,7 +366,7 @@ class DiffusionDPOTrainer(_BaseTrainer):
 
         # The reference goes first: switching adapters does not come between the policy's forward and its backward
         ref_error_BHW = self._reference_error(error)
-        with self.watch(inputs, noised, references) as seen:
+        with self.watch(inputs, noised, prompt, references) as seen:
             error_BHW = error(model)
         weights = self.cell_weights(inputs, noised, seen)
         # The difference is formed before the mean: four means of nearly equal size would cancel badly in fp32

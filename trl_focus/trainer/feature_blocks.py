@@ -1,11 +1,9 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 """Which block of a denoiser tells subjects apart best? Measured on data with masks, before training."""
 
-import re
 from itertools import islice
 
 import torch
-from diffusers.hooks._helpers import TransformerBlockRegistry
 
 from ..families.tap import BlockTap
 from .diagnostic import LEVELS, noised_at
@@ -33,11 +31,7 @@ def score_feature_blocks(trainer: FocusDPOTrainer, n_batches: int = 4) -> dict[s
     """
     if trainer._tap is None:
         raise ValueError("The trainer's map compares no references: choose `focus_map='focus'` and a matching.")
-    blocks = [
-        name
-        for name, module in trainer.family.denoiser.named_modules()
-        if re.fullmatch(r"\w+\.\d+", name) and type(module) in TransformerBlockRegistry._registry
-    ]
+    blocks = trainer.family.image_blocks
     own_tap, trainer._tap = trainer._tap, BlockTap(trainer.family.denoiser, blocks)
     try:
         areas = {block: [[] for _ in LEVELS] for block in blocks}
@@ -45,7 +39,7 @@ def score_feature_blocks(trainer: FocusDPOTrainer, n_batches: int = 4) -> dict[s
             for number, level in enumerate(LEVELS):
                 x_BCHW, prompt, references = trainer._encode(batch)
                 noised = noised_at(trainer, x_BCHW, batch["seed"], level)
-                with trainer.watch(batch, noised, references) as similarities, trainer._autocast():
+                with trainer.watch(batch, noised, prompt, references) as similarities, trainer._autocast():
                     trainer.family.predict(trainer.model, noised.noisy_BCHW, noised.timestep_B, prompt, references)
                 for block, similarity_BRHW in zip(blocks, similarities, strict=True):
                     areas[block][number] += _areas(similarity_BRHW, batch)

@@ -88,7 +88,13 @@ class FocusDPOTrainer(DiffusionDPOTrainer):
         super().__init__(model, ref_model, args, *trainer_args, **kwargs)
         self._tap = None
         if "similarity" in self._needs:
-            self._tap = BlockTap(self.family.denoiser, self.args.focus_blocks or self.family.feature_blocks)
+            blocks = self.args.focus_blocks or self.family.feature_blocks
+            self._tap = BlockTap(self.family.denoiser, blocks)
+            if elsewhere := [name for name in blocks if name not in self.family.image_blocks]:
+                raise ValueError(
+                    f"`focus_blocks` names {', '.join(map(repr, elsewhere))}, which does not see target, references and text "
+                    f"together. Choose among {', '.join(self.family.image_blocks)}."
+                )
 
     @cached_property
     def _needs(self) -> frozenset[str]:
@@ -127,7 +133,7 @@ class FocusDPOTrainer(DiffusionDPOTrainer):
         return maps if isinstance(maps, dict) and "weights" in maps else {"weights": maps}
 
     @contextmanager
-    def watch(self, batch, noised, references):
+    def watch(self, batch, noised, prompt, references):
         """Yields the similarity of each reference with each cell, of shape `(2B, R, H, W)`, one per block that is read."""
         if self._tap is None or not references:
             yield []
@@ -136,9 +142,8 @@ class FocusDPOTrainer(DiffusionDPOTrainer):
         masks = [torch.cat([mask_Bhw.flatten(1)] * 2) for mask_Bhw in batch["reference_masks"]]
 
         def compare(tokens_BSD: torch.Tensor) -> torch.Tensor:
-            target, shown = self.family.token_ranges(tokens_BSD.shape[1], grid, grids)
-            pooled_BRD = prototypes([tokens_BSD[:, part] for part in shown], masks)
-            return similarity(tokens_BSD[:, target], pooled_BRD, grid)
+            target_BSD, shown = self.family.image_tokens(tokens_BSD, prompt, grid, grids)
+            return similarity(target_BSD, prototypes(shown, masks), grid)
 
         with self._tap.reading(compare) as similarities:
             yield similarities

@@ -4,21 +4,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers import DiffusionPipeline, PipelineQuantizationConfig
+from diffusers import DiffusionPipeline, ModularPipeline, PipelineQuantizationConfig
 from transformers.utils import is_torchvision_available, logging
 
 from ..families import Family, family_class
+from ..families.base import HUB_KWARGS
 
 
 logger = logging.get_logger(__name__)
 
 if TYPE_CHECKING:
     from .diffusion_dpo_config import DiffusionDPOConfig
-
-
-def _from_pretrained(name: str, args: "DiffusionDPOConfig", **kwargs) -> DiffusionPipeline:
-    init_kwargs = {key: value for key, value in (args.model_init_kwargs or {}).items() if key != "torch_dtype"}
-    return DiffusionPipeline.from_pretrained(name, **{**init_kwargs, **kwargs, "dtype": _dtype(args)})
 
 
 def _dtype(args: "DiffusionDPOConfig") -> torch.dtype:
@@ -28,19 +24,30 @@ def _dtype(args: "DiffusionDPOConfig") -> torch.dtype:
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
-def _check_processors(config: dict, args: "DiffusionDPOConfig"):
+def _check_processors(family: type[Family], config: dict, args: "DiffusionDPOConfig"):
     """Refuses processors of transformers that need torchvision where there is none: loading them fails in other words."""
     given = args.model_init_kwargs or {}
-    needing = [
-        key
-        for key, value in config.items()
-        if key not in given and isinstance(value, list) and value[-1] in NEED_TORCHVISION
-    ]
-    if needing and not is_torchvision_available():
-        raise ImportError(
-            f"The pipeline's `{needing[0]}` is a {config[needing[0]][1]}, which needs torchvision: `pip install torchvision` "
-            "(the build of your torch: see https://pytorch.org/get-started)."
-        )
+    for key, value in config.items():
+        if key in given or not isinstance(value, list):
+            continue
+        # a modular index may name no class, or the one that looks the class up
+        name = family.processors.get(key) if value[1] in (None, "AutoProcessor") else value[1]
+        if name in NEED_TORCHVISION and not is_torchvision_available():
+            raise ImportError(
+                f"The pipeline's `{key}` is a {name}, which needs torchvision: `pip install torchvision` (the build of your "
+                "torch: see https://pytorch.org/get-started)."
+            )
+
+
+def _load_config(model: str | Path, **kwargs) -> dict:
+    """The index of a pipeline's components, or of a modular pipeline's."""
+    try:
+        return DiffusionPipeline.load_config(model, **kwargs)
+    except OSError as error:
+        try:
+            return ModularPipeline.load_config(model, **kwargs)
+        except OSError:
+            raise error from None
 
 
 def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", quantization_config=None) -> Family:
@@ -61,17 +68,17 @@ def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", 
     """
     if isinstance(model, str | Path):
         # The class is read first, so that an unknown family is refused before gigabytes are loaded
-        config_kwargs = {key: value for key, value in (args.model_init_kwargs or {}).items() if key in HUB_KWARGS}
-        config = DiffusionPipeline.load_config(model, **config_kwargs)
+        init_kwargs = {key: value for key, value in (args.model_init_kwargs or {}).items() if key != "torch_dtype"}
+        config = _load_config(model, **{key: value for key, value in init_kwargs.items() if key in HUB_KWARGS})
         name = config["_class_name"]
         family = family_class([name])
         family.check_components(key for key, value in config.items() if value == [None, None])
-        _check_processors(config, args)
+        _check_processors(family, config, args)
         if quantization_config is not None and not isinstance(quantization_config, PipelineQuantizationConfig):
             quantization_config = PipelineQuantizationConfig(quant_mapping={family.denoiser_name: quantization_config})
         kwargs = {} if quantization_config is None else {"quantization_config": quantization_config}
-        pipeline = _from_pretrained(str(model), args, **kwargs)
-    elif isinstance(model, DiffusionPipeline):
+        pipeline = family.load(str(model), **{**init_kwargs, **kwargs, "dtype": _dtype(args)})
+    elif isinstance(model, DiffusionPipeline | ModularPipeline):
         if quantization_config is not None:
             raise ValueError(
                 "`quantization_config` is for a model given as a string; this pipeline is loaded already. Quantize it "
@@ -104,7 +111,22 @@ def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", 
 
 NEED_TORCHVISION = ("PixtralProcessor", "Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor")
 
-HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+
+def _check_same_model(pipeline_classes: list[str], config: dict, family: Family):
+    """Refuses a reference of another family, or one of the family that other inputs fit."""
+    if pipeline_classes and (theirs := family_class(pipeline_classes)) is not type(family):
+        raise ValueError(
+            f"`ref_model` is of the family {theirs.__name__}, and `model` of {type(family).__name__}: their inputs differ. Give a "
+            "reference of the same family."
+        )
+    ours = family.denoiser.config
+    sizes = [key for key in ours if key.endswith(("channels", "_dim", "_embeds")) and ours[key] != config.get(key)]
+    if sizes:
+        raise ValueError(
+            f"`ref_model` has {', '.join(f'{key}={config.get(key)!r}' for key in sizes)}, and `model` "
+            f"{', '.join(f'{key}={ours[key]!r}' for key in sizes)}. Give a reference that `model` was made from, or that was made "
+            "from it."
+        )
 
 
 def load_reference(ref_model, family: Family, args: "DiffusionDPOConfig") -> torch.nn.Module:
@@ -112,17 +134,28 @@ def load_reference(ref_model, family: Family, args: "DiffusionDPOConfig") -> tor
     The denoiser of a reference given as an id, a pipeline or a denoiser.
 
     Raises:
-        ValueError: If it is of another class than the policy's, or the policy's own.
+        ValueError: If it is of another family or class than the policy's, of other dimensions, or the policy's own.
     """
     expected = type(family.denoiser)
     if isinstance(ref_model, str | Path):  # its denoiser alone: encoding is the policy's
-        return expected.from_pretrained(str(ref_model), subfolder=family.denoiser_name, dtype=_dtype(args))
-    if isinstance(ref_model, DiffusionPipeline):
-        ref_model = getattr(ref_model, family.denoiser_name, ref_model)
-    if type(ref_model) is not expected:
-        raise ValueError(
-            f"`ref_model` is a {type(ref_model).__name__}; it must be a {expected.__name__}, as the policy."
-        )
+        config = expected.load_config(str(ref_model), subfolder=family.denoiser_name)
+        if config["_class_name"] == expected.__name__:
+            try:
+                classes = [_load_config(ref_model)["_class_name"]]
+            except OSError:  # a folder of the denoiser alone
+                classes = []
+            _check_same_model(classes, config, family)
+            return expected.from_pretrained(str(ref_model), subfolder=family.denoiser_name, dtype=_dtype(args))
+        found = config["_class_name"]
+    else:
+        classes = []
+        if isinstance(ref_model, DiffusionPipeline | ModularPipeline):
+            classes = [cls.__name__ for cls in type(ref_model).__mro__]
+            ref_model = getattr(ref_model, family.denoiser_name, ref_model)
+        found = type(ref_model).__name__
+    if found != expected.__name__:
+        raise ValueError(f"`ref_model` is a {found}; it must be a {expected.__name__}, as the policy.")
+    _check_same_model(classes, ref_model.config, family)
     if ref_model is family.denoiser:
         raise ValueError(
             "`ref_model` is the policy's own denoiser. Leave it out: the LoRA is switched off for the reference."
