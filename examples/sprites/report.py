@@ -1,0 +1,172 @@
+# Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
+"""
+What the stored runs of the comparison say: operating points, tables with intervals, figures.
+
+    python -m examples.sprites.report            # prints the tables, draws docs/images/sprites_*.png
+    python -m examples.sprites.report --choose   # chooses the operating points out of the stage `tune`
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .compare import METHODS, PER_SCENE, REGIMES, RESULTS, TUNED_REGIMES, stored
+
+
+IMAGES = Path("docs/images")
+WORSE = (
+    0.005  # by how much a chosen point may raise the residual over the base's: no method wins by wrecking the picture
+)
+COLOURS = dict(
+    zip(METHODS, ("#8a9199", "#22262b", "#1f6fb4", "#7b5ea7", "#d9a302", "#d95f02", "#1b8a5a"), strict=True)
+)
+
+
+def choose(results: Sequence[dict]) -> dict[str, dict]:
+    """
+    The operating point of each method: that with the highest mean identity over the regimes in which it was tuned, among
+    those that leave the pictures as good as the base's (by `WORSE`) in each of them.
+    """
+    base = next(result["means"] for result in results if result["run"]["method"] == "base")
+    points = defaultdict(dict)
+    for result in results:
+        run = result["run"]
+        if run["method"] != "base":
+            points[run["method"], run["beta"], run["sft"]][run["regime"]] = result["means"]
+    chosen: dict[str, tuple] = {}
+    for (method, beta, sft), found in points.items():
+        if set(found) != set(TUNED_REGIMES):
+            continue
+        spared = all(means["residual"] <= base["residual"] + WORSE for means in found.values())
+        rank = spared, np.mean([means["identity"] for means in found.values()])
+        if method not in chosen or rank > chosen[method][0]:
+            chosen[method] = rank, {"beta": beta, "sft": sft}
+    return {method: point for method, (_, point) in chosen.items()}
+
+
+def interval(runs: Sequence[np.ndarray], draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    """
+    Mean over runs and scenes, and its 95 % interval by bootstrap over both.
+
+    Args:
+        runs (`Sequence[np.ndarray]`):
+            One array for each seed of training, with a value for each scene; the scenes are the same in all.
+    """
+    values = np.stack(runs)
+    rng = np.random.default_rng(seed)
+    means = [
+        values[
+            np.ix_(rng.integers(len(values), size=len(values)), rng.integers(values.shape[1], size=values.shape[1]))
+        ].mean()
+        for _ in range(draws)
+    ]
+    return float(values.mean()), *map(float, np.percentile(means, [2.5, 97.5]))
+
+
+def by_cell(results: Sequence[dict]) -> dict[tuple[str, str], dict[str, dict[int, np.ndarray]]]:
+    """Values of each scene by (regime, method), then by measure and seed."""
+    cells: dict = defaultdict(lambda: defaultdict(dict))
+    for result in results:
+        run = result["run"]
+        for name in PER_SCENE:
+            cells[run["regime"], run["method"]][name][run["seed"]] = np.array(result["scenes"][name])
+    return cells
+
+
+def main_table(results: Sequence[dict]) -> str:
+    """A row for each regime and method, with intervals over seeds and scenes; and the paired difference from DPO."""
+    cells = by_cell(results)
+    lines = ["| regime | method | seeds | " + " | ".join(PER_SCENE) + " | identity against `dpo` |"]
+    lines.append("| --- " * (len(PER_SCENE) + 4) + "|")
+    for regime in REGIMES:
+        for method in ("base", *METHODS):
+            cell = cells.get((regime, method))
+            if not cell:
+                continue
+            shown = []
+            for name in PER_SCENE:
+                mean, low, high = interval([*cell[name].values()])
+                shown.append(f"{mean:.3f} [{low:.3f}, {high:.3f}]")
+            against = ""
+            dpo = cells.get((regime, "dpo"), {}).get("identity", {})
+            if method not in ("base", "dpo") and (shared := sorted(cell["identity"].keys() & dpo.keys())):
+                mean, low, high = interval([cell["identity"][seed] - dpo[seed] for seed in shared])
+                against = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+            lines.append(f"| {regime} | {method} | {len(cell['identity'])} | {' | '.join(shown)} | {against} |")
+    return "\n".join(lines)
+
+
+def tune_table(results: Sequence[dict]) -> str:
+    """A row for each run on validation scenes."""
+    lines = [
+        "| regime | method | beta | SFT | identity | leakage | background | residual | gradient factor | seconds |"
+    ]
+    lines.append("| --- " * 10 + "|")
+    order = {name: i for i, name in enumerate(("base", *METHODS))}
+    for result in sorted(
+        results, key=lambda r: (r["run"]["regime"], order[r["run"]["method"]], r["run"]["sft"], r["run"]["beta"])
+    ):
+        run, means = result["run"], result["means"]
+        measures = " | ".join(f"{means[name]:.3f}" for name in PER_SCENE)
+        factor = f"{result['train']['gradient_factor']:.2f}" if "train" in result else ""
+        lines.append(
+            f"| {run['regime']} | {run['method']} | {run['beta']:g} | {run['sft']:g} | {measures} | {factor} | "
+            f"{result['seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def draw_frontier(results: Sequence[dict], path: Path):
+    """Identity against the error of the background, a line over beta for each method, a panel for each tuned regime."""
+    base = next(result["means"] for result in results if result["run"]["method"] == "base")
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    for ax, regime in zip(figure.subplots(1, len(TUNED_REGIMES), sharey=True), TUNED_REGIMES, strict=True):
+        for method, colour in COLOURS.items():
+            for sft, style in ((0.0, "-"), (1.0, "--")):
+                runs = sorted(
+                    (
+                        result
+                        for result in results
+                        if (result["run"]["regime"], result["run"]["method"], result["run"]["sft"])
+                        == (regime, method, sft)
+                    ),
+                    key=lambda result: result["run"]["beta"],
+                )
+                if runs:
+                    points = [(run["means"]["background_error"], run["means"]["identity"]) for run in runs]
+                    name = method + (" + SFT" if sft else "")
+                    ax.plot(*zip(*points, strict=True), style, color=colour, marker="o", markersize=3, label=name)
+        ax.plot(base["background_error"], base["identity"], "k*", markersize=10, label="base")
+        ax.set(title=regime, xlabel="error of the background (drift)")
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("identity")
+    handles = {
+        label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, facecolor="white")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
+    parser.add_argument("--choose", action="store_true", help="choose the operating points out of the stage `tune`")
+    args = parser.parse_args()
+    results = {stage: [*stored(stage).values()] for stage in ("tune", "main", "ablate")}
+    if args.choose:
+        (RESULTS / "operating_points.json").write_text(json.dumps(choose(results["tune"]), indent=2) + "\n")
+    for stage, found in results.items():
+        if found:
+            print(f"\n## {stage}\n")
+            print(main_table(found) if stage == "main" else tune_table(found))
+    if results["tune"]:
+        draw_frontier(results["tune"], IMAGES / "sprites_frontier.png")
+
+
+if __name__ == "__main__":
+    main()
