@@ -160,7 +160,7 @@ class EncodedOnceTrainer(FocusDPOTrainer):
             part = {
                 "chosen": batch["chosen"][missing],
                 "rejected": batch["rejected"][missing],
-                "prompt": [batch["prompt"][i] for i in missing],
+                **{name: [batch[name][i] for i in missing] for name in ("prompt", "prompt_references")},
                 "references": [images[missing] for images in batch["references"]],
             }
             x_BCHW, prompt, references = super()._encode(part)
@@ -414,9 +414,7 @@ def main():
         if args.stage == "main":
             ends = ((3, False), (4, False), (2, True))
         result = execute(run, split, n_scenes, ends)
-        shown = {
-            name: means(result["scores"])[name] for name in ("identity", "leakage", "background_error", "residual")
-        }
+        shown = {name: result["means"][name] for name in PER_SCENE}
         print(run.key, result["seconds"], "s", shown, flush=True)
         if not args.again:
             RESULTS.mkdir(exist_ok=True)

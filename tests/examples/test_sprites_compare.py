@@ -1,0 +1,166 @@
+# Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
+"""Mechanics of the comparison. That one method wins is nothing to test."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from examples.sprites import compare, report
+from examples.sprites.compare import METHODS, REGIMES, EncodedOnceTrainer, KeptCollator, Run
+from examples.sprites.pipeline import untrained_pipeline, untrained_vae
+from trl_focus import FocusDPOTrainer
+from trl_focus.data.layout import RowKey
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """A small untrained base, eight pairs, and runs of two steps."""
+
+    def base():
+        torch.manual_seed(0)
+        pipeline = untrained_pipeline(untrained_vae().eval(), width=32)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    monkeypatch.setattr(compare, "load_base", base)
+    monkeypatch.setattr(compare, "CACHE", tmp_path / "pairs")
+    monkeypatch.setattr(compare, "N_PAIRS", 8)
+    monkeypatch.setattr(compare, "STEPS", 4)
+    monkeypatch.setattr(compare, "CURVE", (2, 4))
+    monkeypatch.setattr(compare, "BATCH_SIZE", 4)
+    monkeypatch.setattr(compare, "kept", lambda *key: ({}, {}))
+    for function in (compare.pairs_of, compare.scenes_of):
+        function.cache_clear()
+    pairs_of = compare.pairs_of
+    monkeypatch.setattr(compare, "pairs_of", lambda regime, seed, only, *_: pairs_of(regime, seed, only, "train", 8))
+    return base
+
+
+def test_rows_are_encoded_once_and_as_ever(small, tmp_path):
+    run = Run("minimal", "focus", 100.0)
+    pairs = compare.pairs_of("minimal", 0, False)
+    ours = EncodedOnceTrainer(small(), args=compare.config_of(run, str(tmp_path)), train_dataset=pairs)
+    ours.encoded = {}
+    collator = ours.data_collator
+    kept = KeptCollator(collator.layout_rule, collator.cell_size, run.seed)
+    plain = FocusDPOTrainer(small(), args=compare.config_of(run, str(tmp_path)), train_dataset=pairs)
+    for epoch in (0, 1):  # the second one out of what was kept
+        for trainer in (ours, plain):
+            trainer.train_dataset.dataset = pairs
+        loaders = [trainer.get_train_dataloader() for trainer in (ours, plain)]
+        for loader in loaders:
+            loader.set_epoch(epoch)
+        for batch, theirs in zip(*loaders, strict=True):
+            rows = [{**pairs[row], "key": RowKey(row, epoch)} for row in batch["row"]]
+            assert kept(rows)["seed"] == batch["seed"] == theirs["seed"]
+            mine, expected = ours._encode(batch), plain._encode(theirs)
+            torch.testing.assert_close(mine[0], expected[0], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(mine[1], expected[1])
+            torch.testing.assert_close(mine[2], expected[2], rtol=1e-5, atol=1e-5)
+    assert len(ours.encoded) == 8
+
+
+def test_methods_see_the_same_pairs_noise_and_levels(small, monkeypatch):
+    seen = {}
+    noise = FocusDPOTrainer._noise
+
+    def record(self, x_BCHW, seeds):
+        noised = noise(self, x_BCHW, seeds)
+        seen.setdefault(name, []).append((tuple(seeds), noised.noisy_BCHW.sum().item()))
+        return noised
+
+    monkeypatch.setattr(FocusDPOTrainer, "_noise", record)
+    for name in ("dpo", "focus", "oracle"):
+        compare.train(Run("nuisance-weak", name, 100.0, seed=3))
+    assert seen["dpo"] == seen["focus"] == seen["oracle"] and len(seen["dpo"]) == 4
+
+
+def test_a_run_ends_in_one_line_and_is_not_run_again(small, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(compare, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(
+        compare, "planned", lambda stage: [Run("minimal", "base", 0.0), Run("minimal", "focus", 100.0, 1.0)]
+    )
+    execute = compare.execute
+    monkeypatch.setattr(compare, "execute", lambda run, split, n_scenes, ends: execute(run, split, 2, ends))
+    monkeypatch.setattr("sys.argv", ["compare", "tune"])
+    monkeypatch.setattr(compare.Curve, "__init__", curve_of_two(compare.Curve.__init__))
+    compare.main()
+    base, focus = map(json.loads, (tmp_path / "results/tune.jsonl").read_text().splitlines())
+    assert set(focus["curve"]) == {"2"} and len(focus["scenes"]["identity"]) == 2
+    assert focus["errors"].keys() == {f"error/{i}/{p}" for i in ("chosen", "rejected") for p in ("inside", "outside")}
+    assert any(abs(value) > 0 for value in focus["errors"].values())
+    assert base["run"]["method"] == "base" and "errors" not in base
+    capsys.readouterr()
+    compare.main()
+    assert capsys.readouterr().out == ""
+
+
+def curve_of_two(init):
+    return lambda self, split, n_scenes: init(self, split, 2)
+
+
+def test_errors_do_not_change_before_training(small, tmp_path):
+    pairs = compare.pairs_of("minimal", 0, False)
+    trainer = EncodedOnceTrainer(
+        small(), args=compare.config_of(Run("minimal", "dpo", 100.0), str(tmp_path)), train_dataset=pairs
+    )
+    assert set(compare.error_changes(trainer, pairs).values()) == {0.0}
+
+
+def test_main_contrasts_cover_all_cells_at_their_points(monkeypatch):
+    points = {method: {"beta": 30.0 + i, "sft": 0.0} for i, method in enumerate(METHODS)}
+    monkeypatch.setattr(compare, "operating_points", lambda: points)
+    runs = compare.planned("main")
+    assert len({run.key for run in runs}) == len(runs) == 1 + 5 * len(REGIMES) * len(METHODS)
+    assert all(run.beta == points[run.method]["beta"] for run in runs if run.method != "base")
+    betas = [run.beta for run in compare.planned("tune") if run.method == "focus"]
+    assert max(betas) >= 30 * min(betas)
+
+
+# ---- The report ----
+
+
+def result(method, beta=0.0, identity=0.5, residual=0.05, regime="on-policy", sft=0.0, seed=0, scenes=None):
+    scenes = scenes or [identity] * 8
+    return {
+        "run": {"regime": regime, "method": method, "beta": beta, "sft": sft, "seed": seed, "settings": {}},
+        "means": {"identity": identity, "leakage": 0.1, "background_error": 0.02, "residual": residual},
+        "scenes": dict.fromkeys(compare.PER_SCENE, scenes),
+        "seconds": 1.0,
+    }
+
+
+def test_chosen_point_is_the_best_that_does_not_wreck_the_picture():
+    runs = [result("base")]
+    for regime in compare.TUNED_REGIMES:
+        runs += [result("dpo", 30.0, 0.9, 0.08, regime), result("dpo", 100.0, 0.8, 0.05, regime)]
+        runs += [result("dpo", 300.0, 0.7, 0.05, regime)]
+    runs.append(result("dpo", 1000.0, 0.95, 0.05))  # not in every regime
+    assert report.choose(runs) == {"dpo": {"beta": 100.0, "sft": 0.0}}
+
+
+def test_interval_covers_seeds_and_scenes():
+    rng = np.random.default_rng(0)
+    level = rng.normal(0, 0.2, 5)
+    runs = [value + rng.normal(0, 0.5, 400) for value in level]
+    mean, low, high = report.interval(runs)
+    assert mean == pytest.approx(np.mean(runs))
+    expected = 1.96 * np.sqrt(level.var() / 5 + 0.25 / 400)  # seeds resampled with their scenes, which all share
+    assert (high - low) / 2 == pytest.approx(expected, rel=0.25)
+    assert report.interval([np.full(9, 0.3)]) == pytest.approx((0.3, 0.3, 0.3))
+
+
+def test_tables_hold_what_was_run(tmp_path):
+    runs = [
+        result("base"),
+        *(result(method, 30.0, seed=seed, identity=0.6) for method in ("dpo", "focus") for seed in (0, 1)),
+    ]
+    table = report.main_table(runs).splitlines()
+    assert len(table) == 2 + 3
+    assert "| on-policy | focus | 2 | 0.600 [0.600, 0.600]" in table[-1] and table[-1].endswith(
+        "| +0.000 [+0.000, +0.000] |"
+    )
+    report.draw_frontier(runs, tmp_path / "frontier.png")
+    assert (tmp_path / "frontier.png").stat().st_size > 5000
