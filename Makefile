@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install quickstart test quality format clean
+.PHONY: install quickstart sprites sprites-report test quality format clean
 
 install: $(INSTALLED)
 
@@ -14,7 +14,25 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 quickstart: install
-	$(BIN)/python -m examples.quickstart
+	$(BIN)/python -m examples.sprites.quickstart
+
+# All of it takes hours and may be stopped at will. SEEDS, METHODS or REGIMES re-run those cells of the main table alone, as in
+# `make sprites SEEDS=0 METHODS=dpo,focus REGIMES=nuisance`, and store nothing.
+CELLS := $(if $(SEEDS),--seeds $(SEEDS)) $(if $(METHODS),--methods $(METHODS)) $(if $(REGIMES),--regimes $(REGIMES))
+
+sprites: install
+ifeq ($(strip $(CELLS)),)
+	$(BIN)/python -m examples.sprites.compare tune
+	$(BIN)/python -m examples.sprites.report --choose
+	$(BIN)/python -m examples.sprites.compare main
+	$(BIN)/python -m examples.sprites.compare ablate
+	$(BIN)/python -m examples.sprites.report
+else
+	$(BIN)/python -m examples.sprites.compare main --again $(CELLS)
+endif
+
+sprites-report: install
+	$(BIN)/python -m examples.sprites.report
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2

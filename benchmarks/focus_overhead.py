@@ -15,8 +15,8 @@ import time
 
 import torch
 
-from examples.quickstart.pipeline import ENCODE_PROMPT_KWARGS, tiny_flux2_klein
-from examples.quickstart.scenes import make_pairs
+from examples.photographs.pipeline import ENCODE_PROMPT_KWARGS, tiny_flux2_klein
+from examples.photographs.scenes import make_pairs
 from trl_focus import FocusDPOConfig, FocusDPOTrainer
 
 

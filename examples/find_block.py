@@ -2,7 +2,7 @@
 """
 Finds the block whose features tell your subjects apart best, for `FocusDPOConfig(focus_blocks=[...])`. It trains nothing.
 
-    python -m examples.find_block                                     # the quickstart's pairs and its random model
+    python -m examples.find_block                                     # pairs from photographs, a random model
     python -m examples.find_block --model black-forest-labs/FLUX.2-klein-base-4B --dataset user/pairs --resolution 512
 """
 
@@ -13,8 +13,8 @@ from datasets import load_dataset
 
 from trl_focus import FocusDPOConfig, FocusDPOTrainer, score_feature_blocks
 
-from .quickstart.pipeline import ENCODE_PROMPT_KWARGS, tiny_flux2_klein
-from .quickstart.scenes import make_pairs
+from .photographs.pipeline import ENCODE_PROMPT_KWARGS, tiny_flux2_klein
+from .photographs.scenes import make_pairs
 
 
 def main():

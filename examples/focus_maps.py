@@ -16,8 +16,8 @@ from trl_focus import FocusDPOConfig, FocusDPOTrainer, LogFocusMapsCallback
 from trl_focus.focus.complexity import complexity
 from trl_focus.focus.drawing import overlay, sheet
 
-from .quickstart.pipeline import ENCODE_PROMPT_KWARGS, tiny_flux2_klein
-from .quickstart.scenes import make_pairs
+from .photographs.pipeline import ENCODE_PROMPT_KWARGS, tiny_flux2_klein
+from .photographs.scenes import make_pairs
 
 
 IMAGES, OUTPUT = Path("docs/images"), Path("outputs/focus_maps")
@@ -53,7 +53,7 @@ def draw_detail(path: Path):
 
 
 def draw_parts(path: Path, kind: str = "swap"):
-    """One pair of the quickstart at several noise levels, in a real step of training."""
+    """One pair of photographs at several noise levels, in a real step of training."""
     pairs = make_pairs(8, size=(256, 256), seed=3, reference_size=(128, 128))
     pair = next(i for i, damage in enumerate(pairs["damage"]) if damage == kind)
     args = FocusDPOConfig(

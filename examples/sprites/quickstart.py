@@ -10,22 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-from datasets import concatenate_datasets
 from rich import print
 from rich.table import Table
+from transformers.trainer_callback import ProgressCallback
 
-from examples.photographs.pictures import draw_training, save, sheet, show
+from examples.pictures import caption, draw_training, save, sheet, show
 from trl_focus import FocusDPOConfig, FocusDPOTrainer, LogFocusMapsCallback
 
 from .compare import drawn_scores, means, scenes_of
 from .data import make_pairs
 from .pipeline import ENCODE_PROMPT_KWARGS, load_base
 from .sampling import draw
-from .world import SCENE, render
+from .world import SCENE, prompt_of, render
 
 
 OUTPUT = Path("outputs/quickstart")
-REGIMES = ("minimal", "nuisance-weak", "nuisance-strong", "confounded-chosen", "confounded-rejected")
 N_PAIRS, N_SCENES, N_SHOWN = 640, 64, 5
 MEASURES = {
     "identity": "subjects as in their reference",
@@ -35,26 +34,31 @@ MEASURES = {
 }
 
 
-def draw_sheet(rows: dict[str, list], path: Path):
-    """A column a scene: references, what the base drew, what the LoRA draws, and what was asked for."""
-    figure, grid = sheet(
-        len(rows["asked for"]), ("reference 1", "reference 2", *[name for name in rows if name != "references"])
-    )
+class ProgressBar(ProgressCallback):
+    """The bar alone: the metrics are drawn."""
+
+    def on_log(self, *args, **kwargs):
+        pass
+
+
+def draw_sheet(scenes, references, drawn: dict[str, np.ndarray], path: Path):
+    """A row a scene: its references, what the base drew, what the LoRA draws, and what was asked for."""
+    figure, grid = sheet(len(scenes), ("reference 1", "reference 2", *drawn, "asked for"))
     for i, axes in enumerate(grid):
-        for ax, image in zip(
-            axes, [*rows["references"][i], *(rows[name][i] for name in rows if name != "references")], strict=True
-        ):
-            show(ax, image if isinstance(image, PIL.Image.Image) else PIL.Image.fromarray(image))
+        caption(axes[0], prompt_of(scenes[i]))
+        pictures = [*(images[i] for images in drawn.values()), render(scenes[i])]
+        for ax, image in zip(axes, [*references[i], *map(PIL.Image.fromarray, pictures)], strict=True):
+            show(ax, image)
     save(figure, path)
 
 
 def main():
-    share = N_PAIRS // len(REGIMES)
-    pairs = concatenate_datasets([make_pairs(regime, share) for regime in REGIMES])
-    scenes, references, seeds = (part[:N_SHOWN] for part in scenes_of("test", N_SCENES, 2))
-
+    pairs = make_pairs("minimal", N_PAIRS)
     pipeline = load_base()
-    before = means(drawn_scores(pipeline, "test", N_SCENES))
+    scores = drawn_scores(pipeline, "test", N_SCENES)
+    before = means(scores)
+    shown = np.flatnonzero(np.array(scores["leakage"]) > 0)[:N_SHOWN]  # scenes in which the base leaks
+    scenes, references, seeds = ([part[i] for i in shown] for part in scenes_of("test", N_SCENES, 2))
     drawn_before = draw(pipeline, scenes, references, seeds)
 
     args = FocusDPOConfig(
@@ -62,8 +66,6 @@ def main():
         resolution=SCENE,
         encode_prompt_kwargs=ENCODE_PROMPT_KWARGS,
         beta=100.0,
-        loss_type=["sigmoid", "sft"],
-        focus_sft=True,
         per_device_train_batch_size=16,
         learning_rate=5e-4,
         lr_scheduler_type="constant_with_warmup",
@@ -77,6 +79,8 @@ def main():
     trainer = FocusDPOTrainer(
         pipeline, args=args, train_dataset=pairs, callbacks=[LogFocusMapsCallback(every_n_steps=40)]
     )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(ProgressBar)
     trainer.train()
     trainer.save_model()
     draw_training(trainer.state.log_history, OUTPUT / "training.png")
@@ -88,15 +92,7 @@ def main():
     drawn_after = draw(loaded, scenes, references, seeds)
     with trainer.sampling():
         trained = draw(trainer.pipeline, scenes, references, seeds)
-    draw_sheet(
-        {
-            "references": references,
-            "base": drawn_before,
-            "with LoRA": drawn_after,
-            "asked for": [render(scene) for scene in scenes],
-        },
-        OUTPUT / "samples.png",
-    )
+    draw_sheet(scenes, references, {"base": drawn_before, "with LoRA": drawn_after}, OUTPUT / "samples.png")
 
     table = Table("", "base", "with LoRA", title=f"{N_SCENES} scenes of two subjects that training never saw")
     for name, what in MEASURES.items():

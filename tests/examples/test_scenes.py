@@ -9,7 +9,8 @@ pytest.importorskip("skimage")
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
-from examples.quickstart import pictures, scenes  # noqa: E402
+from examples import pictures
+from examples.photographs import scenes  # noqa: E402
 
 
 SIZE = (96, 128)

@@ -13,7 +13,7 @@ from diffusers import (
 )
 from transformers import UMT5Config, UMT5EncoderModel
 
-from examples.quickstart.pipeline import seeded, spread_weights
+from examples.photographs.pipeline import seeded, spread_weights
 from tests.fixtures.flux import t5_tokenizer
 from tests.fixtures.pairs import make_pairs
 from trl_focus.families import FAMILIES, family_class

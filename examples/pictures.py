@@ -1,5 +1,5 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
-"""Pictures and a table of what the quickstart did. Plain figures, so pyplot's global state is left alone."""
+"""Pictures and a table of what an example did. Plain figures, so pyplot's global state is left alone."""
 
 import math
 from collections.abc import Sequence

@@ -6,7 +6,7 @@ with FocusDPO, and loads the LoRA back.
 The pipeline has random weights, so it does not draw: its samples show that the LoRA changes them, not that they get
 better. Everything else is what a real run does; for one, give the trainer a real model.
 
-    python -m examples.quickstart
+    python -m examples.photographs
 """
 
 from pathlib import Path
@@ -18,12 +18,12 @@ from rich import print
 
 from trl_focus import FocusDPOConfig, FocusDPOTrainer, LogFocusMapsCallback
 
-from .pictures import draw_pairs, draw_samples, draw_training, summary_table
+from ..pictures import draw_pairs, draw_samples, draw_training, summary_table
 from .pipeline import ENCODE_PROMPT_KWARGS, tiny_flux2_klein
 from .scenes import make_pairs
 
 
-OUTPUT = Path("outputs/quickstart")
+OUTPUT = Path("outputs/photographs")
 SIZE = 128  # pixels
 
 
@@ -101,7 +101,7 @@ def main():
                 ("loaded LoRA against the base model", f"samples differ by {changed} of 255"),
                 ("LoRA, card, pictures", f"{OUTPUT}/"),
             ],
-            title="trl-focus quickstart",
+            title="pairs from photographs",
         )
     )
     if differs > 1 or changed == 0:
