@@ -1,6 +1,7 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 """A tiny FLUX.2 [klein] pipeline with random weights, built from configurations alone: nothing is downloaded."""
 
+from collections.abc import Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +15,29 @@ from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM
 ENCODE_PROMPT_KWARGS = {"max_sequence_length": 64, "text_encoder_out_layers": (1, 2, 3)}
 
 BYTES = sorted(ByteLevel.alphabet())  # the 256 printable characters that stand for the bytes
+
+
+def byte_tokenizer(chat_template: str, more: Sequence[str] = (), cls: type = Qwen2Tokenizer) -> Qwen2Tokenizer:
+    """
+    Build a Qwen tokenizer of bytes, without merges.
+
+    Args:
+        chat_template (`str`):
+            Its chat template.
+        more (`Sequence[str]`, *optional*):
+            Special tokens besides Qwen's three.
+        cls (`type`, *optional*, defaults to `Qwen2Tokenizer`):
+            Class of the tokenizer.
+    """
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *more]
+    return cls(
+        vocab={token: index for index, token in enumerate(BYTES + specials)},
+        merges=[],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=specials,
+        chat_template=chat_template,
+    )
 
 
 @contextmanager
@@ -78,16 +102,8 @@ def tiny_flux2_klein(seed: int = 0, hidden_size: int = 32) -> Flux2KleinPipeline
     Returns:
         [`~diffusers.Flux2KleinPipeline`]: The pipeline, on the CPU, in float32.
     """
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    tokenizer = Qwen2Tokenizer(
-        vocab={token: index for index, token in enumerate(BYTES + specials)},
-        merges=[],
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=specials,
-        # Qwen's template is left out but for its markers: spelt in bytes it would be longer than the prompt.
-        chat_template="{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}",
-    )
+    # Qwen's template is left out but for its markers: spelt in bytes it would be longer than the prompt.
+    tokenizer = byte_tokenizer("{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}")
     with seeded(seed):
         text_encoder = Qwen3ForCausalLM(
             Qwen3Config(

@@ -24,7 +24,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
 from trl_focus import FocusDPOConfig, FocusDPOTrainer
@@ -293,6 +293,7 @@ def train(run: Run, curve: Curve | None = None) -> EncodedOnceTrainer:
         trainer.data_collator = KeptCollator(collator.layout_rule, collator.cell_size, run.seed, kept=collated)
         if curve:
             curve.trainer = trainer
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     return trainer
 

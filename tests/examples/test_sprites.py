@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from examples.sprites.data import RENDERED, best_and_worst, make_pairs, rendered_pair
-from examples.sprites.pipeline import ENCODE_PROMPT_KWARGS, untrained_pipeline, untrained_vae
+from examples.sprites.pipeline import BASE, ENCODE_PROMPT_KWARGS, load_base, untrained_pipeline, untrained_vae
 from examples.sprites.pretrain import with_habit
 from examples.sprites.sampling import draw
-from examples.sprites.scorer import PRESENT, look, own_accuracy, score
+from examples.sprites.scorer import PRESENT, look, own_accuracy, score, score_all
 from examples.sprites.world import (
     GROUNDS,
     QUADRANT,
@@ -261,3 +261,15 @@ def test_scenes_are_drawn_as_the_pipeline_draws_them_one_by_one(pipeline):
         ).images[0]
         assert np.abs(theirs * 255 - image).max() <= 1
     assert np.abs(images[0].astype(int) - images[1]).max() > 10
+
+
+def test_shipped_base_is_small_and_draws_what_it_is_asked_for():
+    base = load_base()
+    assert sum(file.stat().st_size for file in BASE.rglob("*")) < 16e6
+    asked = scenes(8, n_subjects=1)
+    references = [references_of(scene.subjects, generator("validation", 94, i)) for i, scene in enumerate(asked)]
+    scores = score_all(draw(base, asked, references, range(8)), asked)
+    assert scores["identity"].mean() > 0.6
+    # other references, another picture: it looks at them
+    swapped = score_all(draw(base, asked, references[1:] + references[:1], range(8)), asked)
+    assert swapped["identity"].mean() < 0.3
