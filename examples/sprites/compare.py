@@ -344,7 +344,10 @@ def stored(stage: str) -> dict[str, dict]:
 
 def operating_points() -> dict[str, dict]:
     """Beta and SFT weight of each method in each tuned regime, as chosen on validation scenes: see `report`."""
-    return json.loads((RESULTS / "operating_points.json").read_text())
+    path = RESULTS / "operating_points.json"
+    if not path.exists():
+        raise SystemExit(f"There are no operating points in {path} yet: run `tune`, then `report --choose`.")
+    return json.loads(path.read_text())
 
 
 def planned(stage: str) -> list[Run]:
