@@ -9,8 +9,11 @@ import torch
 
 from examples.sprites import compare, report
 from examples.sprites.compare import METHODS, REGIMES, EncodedOnceTrainer, KeptCollator, Run
+from examples.sprites.data import quality
 from examples.sprites.pipeline import untrained_pipeline, untrained_vae
+from examples.sprites.world import draw_scene, generator, prompt_of
 from trl_focus import FocusDPOTrainer
+from trl_focus.data import validate_dataset
 from trl_focus.data.layout import RowKey
 
 
@@ -164,3 +167,16 @@ def test_tables_hold_what_was_run(tmp_path):
     )
     report.draw_frontier(runs, tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").stat().st_size > 5000
+
+
+def test_on_policy_pairs_are_samples_of_the_base_that_differ():
+    pairs = compare.on_policy_pairs(2, "train", 0, False, chunk=6)
+    validate_dataset(pairs)
+    for row in pairs:
+        (asked,) = [
+            scene
+            for i in range(60)
+            if prompt_of(scene := draw_scene(generator("train", 11, 0, i), "train", 2)) == row["prompt"]
+        ][:1]
+        chosen, rejected = (quality(np.asarray(row[name]), asked) for name in ("chosen", "rejected"))
+        assert chosen >= rejected + 0.2
