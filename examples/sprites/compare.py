@@ -17,8 +17,9 @@ import random
 import tempfile
 import time
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import datasets
@@ -41,11 +42,15 @@ from .world import SCENE, draw_scene, generator, references_of
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path("outputs/sprites/pairs")
 N_PAIRS = 1024
+N_ON_POLICY = 512  # they have to be drawn
 N_SAMPLES = 4  # of a prompt, best and worst of which make an on-policy pair
 
-STEPS, BATCH_SIZE, LEARNING_RATE = 80, 16, 3e-4
-CURVE = (20, 40, 80)  # steps at which scenes are drawn
-BETAS = (30.0, 100.0, 300.0, 1000.0)
+STEPS, BATCH_SIZE, LEARNING_RATE = 80, 16, 1e-3
+CURVE = (20, 40, 80)  # steps at which scenes are drawn, any of which may become a method's operating point
+BETAS = (10.0, 50.0, 300.0, 2000.0)
+SFT_WEIGHT = 0.1
+# Half the time of float32, where there are instructions for it
+BF16 = torch.cuda.is_available() or torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 # Settings of `FocusDPOConfig`. All methods share the trainer, so that nothing but the weights of cells differs.
 METHODS: dict[str, dict] = {
@@ -57,6 +62,7 @@ METHODS: dict[str, dict] = {
     "focus": {"focus_map": "focus"},
     "oracle": {"focus_map": "mask"},  # with masks of the subjects in which the pair differs as the label says
 }
+MAIN_METHODS = ("dpo", "focus", "mask", "oracle")
 PER_SCENE = ("identity", "leakage", "background_error", "residual")  # kept for each scene, for intervals
 TUNED_REGIMES = ("nuisance-strong", "confounded-chosen", "on-policy")
 
@@ -73,6 +79,8 @@ class Run:
             Of the DPO loss.
         sft (`float`):
             Weight of the SFT term beside it.
+        steps (`int`):
+            Steps of training.
         seed (`int`):
             Seed of the pairs, of the LoRA and of the order of training.
         settings (`dict`):
@@ -83,6 +91,7 @@ class Run:
     method: str
     beta: float
     sft: float = 0.0
+    steps: int = STEPS
     seed: int = 0
     settings: dict = field(default_factory=dict)
 
@@ -91,43 +100,58 @@ class Run:
         return json.dumps(asdict(self), sort_keys=True)
 
 
+def precision():
+    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16, enabled=BF16)
+
+
 # ---- Pairs, encoded once ----
 
 
-@cache
+def folder_of(regime: str, seed: int, relevant_only: bool, split: str, n_pairs: int) -> Path:
+    return CACHE / f"{regime}-{split}-{n_pairs}-{seed}{'-relevant' if relevant_only else ''}"
+
+
+@lru_cache(maxsize=16)
 def pairs_of(regime: str, seed: int, relevant_only: bool, split: str = "train", n_pairs: int = N_PAIRS):
     """The pairs of a regime, kept on disk. `mixed` has all the others in equal shares."""
-    folder = CACHE / f"{regime}-{split}-{n_pairs}-{seed}{'-relevant' if relevant_only else ''}"
+    folder = folder_of(regime, seed, relevant_only, split, n_pairs)
     if folder.exists():
         return datasets.load_from_disk(folder)
     if regime == "mixed":
         parts = [*RENDERED, "on-policy"]
-        share = n_pairs // len(parts)
         found = [pairs_of(part, seed, relevant_only, split, n_pairs) for part in parts]
-        rows = datasets.concatenate_datasets([part.select(range(min(share, len(part)))) for part in found])
+        rows = datasets.concatenate_datasets([part.select(range(n_pairs // len(parts))) for part in found])
     elif regime == "on-policy":
-        rows = on_policy_pairs(n_pairs, split, seed, relevant_only)
+        both = on_policy_pairs(min(n_pairs, N_ON_POLICY), split, seed)
+        both[not relevant_only].save_to_disk(folder_of(regime, seed, not relevant_only, split, n_pairs))
+        rows = both[relevant_only]
     else:
         rows = make_pairs(regime, n_pairs, split, seed, relevant_only)
     rows.save_to_disk(folder)
     return rows
 
 
-def on_policy_pairs(n_pairs: int, split: str, seed: int, relevant_only: bool, chunk: int = 64) -> datasets.Dataset:
-    """Best against worst of `N_SAMPLES` samples of the base; prompts whose samples hardly differ are left out."""
-    base, rows, asked = load_base(), [], 0
-    while len(rows) < n_pairs:
+def on_policy_pairs(n_pairs: int, split: str, seed: int, chunk: int = 64) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """
+    Best against worst of `N_SAMPLES` samples of the base; prompts whose samples hardly differ are left out. Once with
+    masks of all subjects, once with those of the relevant ones alone.
+    """
+    base, both, asked = load_base(), ([], []), 0
+    while len(both[0]) < n_pairs:
         rngs = [generator(split, 11, seed, i) for i in range(asked, asked + chunk)]
         asked += chunk
         scenes = [draw_scene(rng, split, 2) for rng in rngs]
         references = [references_of(scene.subjects, rng) for scene, rng in zip(scenes, rngs, strict=True)]
-        samples = [
-            draw(base, scenes, references, [int(rng.integers(2**31)) for rng in rngs]) for _ in range(N_SAMPLES)
-        ]
+        with precision():
+            samples = [
+                draw(base, scenes, references, [int(rng.integers(2**31)) for rng in rngs]) for _ in range(N_SAMPLES)
+            ]
         for i, (scene, rng) in enumerate(zip(scenes, rngs, strict=True)):
-            rows.append(best_and_worst(scene, [images[i] for images in samples], relevant_only, rng))
-        rows = [row for row in rows if row is not None]
-    return dataset_of(rows[:n_pairs])
+            for relevant_only, rows in enumerate(both):
+                row = best_and_worst(scene, [images[i] for images in samples], bool(relevant_only), deepcopy(rng))
+                if row is not None:
+                    rows.append(row)
+    return tuple(dataset_of(rows[:n_pairs]) for rows in both)
 
 
 @dataclass
@@ -163,7 +187,8 @@ class EncodedOnceTrainer(FocusDPOTrainer):
                 **{name: [batch[name][i] for i in missing] for name in ("prompt", "prompt_references")},
                 "references": [images[missing] for images in batch["references"]],
             }
-            x_BCHW, prompt, references = super()._encode(part)
+            with precision():
+                x_BCHW, prompt, references = super()._encode(part)
             n = len(missing)
             for k, i in enumerate(missing):
                 self.encoded[batch["row"][i]] = (
@@ -177,10 +202,16 @@ class EncodedOnceTrainer(FocusDPOTrainer):
         return x_BCHW, prompt, [torch.stack([*latents] * 2) for latents in zip(*references, strict=True)]
 
 
-@cache
-def kept(regime: str, seed: int, relevant_only: bool, split: str) -> tuple[dict, dict]:
-    """What the collator and the encoders of all runs on these pairs have made so far."""
-    return {}, {}
+@lru_cache(maxsize=2)
+def collated(regime: str, seed: int, relevant_only: bool) -> dict:
+    """What the collator of all runs on these pairs has made so far."""
+    return {}
+
+
+@lru_cache(maxsize=2)
+def encoded(regime: str, seed: int) -> dict:
+    """What the encoders of all runs on these pairs have made so far; which masks there are is nothing to them."""
+    return {}
 
 
 # ---- Measures ----
@@ -198,7 +229,9 @@ def scenes_of(split: str, n_scenes: int, n_subjects: int, unseen: bool = False):
 def drawn_scores(pipeline, split: str, n_scenes: int, n_subjects: int = 2, unseen: bool = False) -> dict[str, list]:
     """Scores of each scene, by name."""
     scenes, references, seeds = scenes_of(split, n_scenes, n_subjects, unseen)
-    scores = score_all(draw(pipeline, scenes, references, seeds), scenes)
+    with precision():
+        images = draw(pipeline, scenes, references, seeds)
+    scores = score_all(images, scenes)
     return {name: np.round(values, 4).tolist() for name, values in scores.items()}
 
 
@@ -217,8 +250,9 @@ def error_changes(trainer: EncodedOnceTrainer, pairs: datasets.Dataset) -> dict[
         noised = trainer._noise(x_BCHW, batch["seed"])
 
         def error(denoiser):
-            prediction = trainer.family.predict(denoiser, noised.noisy_BCHW, noised.timestep_B, prompt, references)  # noqa: B023
-            return denoising_error(prediction, noised.target_BCHW)  # noqa: B023
+            with precision():
+                prediction = trainer.family.predict(denoiser, noised.noisy_BCHW, noised.timestep_B, prompt, references)  # noqa: B023
+            return denoising_error(prediction.float(), noised.target_BCHW)  # noqa: B023
 
         change_BHW = error(trainer.model) - trainer._reference_error(error)
         for name, part_BHW in zip(("chosen", "rejected"), change_BHW.chunk(2), strict=True):
@@ -241,7 +275,7 @@ class Curve(TrainerCallback):
         self.seconds = 0.0
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step in CURVE[:-1]:
+        if state.global_step in CURVE and state.global_step < state.max_steps:
             began = time.monotonic()
             with self.trainer.sampling():
                 self.points[state.global_step] = means(drawn_scores(self.trainer.pipeline, self.split, self.n_scenes))
@@ -264,10 +298,10 @@ def config_of(run: Run, output_dir: str) -> FocusDPOConfig:
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=10,
-        max_steps=STEPS,
-        logging_steps=STEPS // 4,
+        max_steps=run.steps,
+        logging_steps=20,
         gradient_checkpointing=False,
-        bf16=False,
+        bf16=BF16,
         use_cpu=not torch.cuda.is_available(),
         save_strategy="no",
         report_to="none",
@@ -280,7 +314,6 @@ def config_of(run: Run, output_dir: str) -> FocusDPOConfig:
 def train(run: Run, curve: Curve | None = None) -> EncodedOnceTrainer:
     """Trains a LoRA on the base, as the run says."""
     relevant_only = run.method == "oracle"
-    collated, encoded = kept(run.regime, run.seed, relevant_only, "train")
     with tempfile.TemporaryDirectory() as folder:
         trainer = EncodedOnceTrainer(
             load_base(),
@@ -288,9 +321,10 @@ def train(run: Run, curve: Curve | None = None) -> EncodedOnceTrainer:
             train_dataset=pairs_of(run.regime, run.seed, relevant_only),
             callbacks=[curve] if curve else [],
         )
-        trainer.encoded = encoded
+        trainer.encoded = encoded(run.regime, run.seed)
         collator = trainer.data_collator
-        trainer.data_collator = KeptCollator(collator.layout_rule, collator.cell_size, run.seed, kept=collated)
+        rows = collated(run.regime, run.seed, relevant_only)
+        trainer.data_collator = KeptCollator(collator.layout_rule, collator.cell_size, run.seed, kept=rows)
         if curve:
             curve.trainer = trainer
         trainer.remove_callback(PrinterCallback)
@@ -298,26 +332,30 @@ def train(run: Run, curve: Curve | None = None) -> EncodedOnceTrainer:
     return trainer
 
 
-def execute(run: Run, split: str, n_scenes: int, ends: Iterable[tuple[int, bool]]) -> dict:
+def execute(run: Run, split: str, n_scenes: int, ends: Iterable[tuple[int, bool]] = (), curve: bool = True) -> dict:
     """
     Trains and measures.
 
     Args:
         split (`str`), n_scenes (`int`):
-            Scenes to draw at the end; along the way 128 of them.
+            Scenes to draw at the end.
         ends (`Iterable[tuple[int, bool]]`):
-            Further kinds of scenes to draw at the end: number of subjects, and whether they are unseen.
+            Further kinds of scenes to draw at the end, a quarter as many: number of subjects, and whether they are unseen.
+        curve (`bool`):
+            Whether to draw the scenes along the way too.
     """
     began = time.monotonic()
-    curve = Curve("validation", 128)
+    curve = Curve(split, n_scenes) if curve else None
     if run.method == "base":
         pipeline, trainer, logged = load_base(), None, {}
     else:
         trainer = train(run, curve)
         pipeline = trainer.pipeline
         logged = trainer.state.log_history[-2]
-    seconds = time.monotonic() - began - curve.seconds
-    result = {"run": asdict(run), "seconds": round(seconds, 1), "curve": curve.points, "split": split}
+    seconds = time.monotonic() - began - (curve.seconds if curve else 0)
+    result = {"run": asdict(run), "seconds": round(seconds, 1), "split": split}
+    if curve:
+        result["curve"] = curve.points
     if trainer is not None:
         result["train"] = {
             name: round(logged[name], 5)
@@ -331,7 +369,7 @@ def execute(run: Run, split: str, n_scenes: int, ends: Iterable[tuple[int, bool]
     result["scenes"] = {name: scores[name] for name in PER_SCENE}
     for n_subjects, unseen in ends:
         name = f"{n_subjects}{'-unseen' if unseen else ''}"
-        result[f"means-{name}"] = means(drawn_scores(pipeline, split, n_scenes // 2, n_subjects, unseen))
+        result[f"means-{name}"] = means(drawn_scores(pipeline, split, n_scenes // 4, n_subjects, unseen))
     return result
 
 
@@ -354,9 +392,8 @@ def planned(stage: str) -> list[Run]:
     """All runs of a stage, main contrasts first."""
     if stage == "tune":
         runs = [Run(regime, "base", 0.0) for regime in TUNED_REGIMES[:1]]
-        first = [m for m in METHODS if m in ("dpo", "focus", "mask")]
-        for methods in (first, [m for m in METHODS if m not in first]):
-            for sft in (0.0, 1.0):
+        for methods in (MAIN_METHODS, [method for method in METHODS if method not in MAIN_METHODS]):
+            for sft in (0.0, SFT_WEIGHT):
                 runs += [
                     Run(regime, method, beta, sft)
                     for regime in TUNED_REGIMES
@@ -367,9 +404,15 @@ def planned(stage: str) -> list[Run]:
         return runs
     points = operating_points()
     if stage == "main":
-        order = [(regime, method, seed) for seed in range(5) for regime in REGIMES for method in METHODS]
         runs = [Run("minimal", "base", 0.0)]
-        return runs + [Run(regime, method, **points[method], seed=seed) for regime, method, seed in order]
+        for methods in (MAIN_METHODS, [method for method in METHODS if method not in MAIN_METHODS]):
+            runs += [
+                Run(regime, method, **points[method], seed=seed)
+                for seed in range(5)
+                for regime in REGIMES
+                for method in methods
+            ]
+        return runs
     ablations = (
         {"structure_weight": 0.0},
         {"leak_weight": 0.0},
@@ -394,7 +437,7 @@ def planned(stage: str) -> list[Run]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
     parser.add_argument("stage", choices=["tune", "main", "ablate"])
-    for name in ("regimes", "methods", "seeds"):
+    for name in ("regimes", "methods", "betas", "seeds"):
         parser.add_argument(f"--{name}", type=lambda text: text.split(","), help="only these, separated by commas")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many")
     parser.add_argument("--again", action="store_true", help="run what is stored too, and store nothing")
@@ -406,6 +449,7 @@ def main():
         chosen = (
             (not args.regimes or any(run.regime.startswith(name) for name in args.regimes))
             and (not args.methods or run.method in args.methods)
+            and (not args.betas or f"{run.beta:g}" in args.betas)
             and (not args.seeds or str(run.seed) in args.seeds)
         )
         if not chosen or (run.key in done and not args.again):
@@ -414,10 +458,10 @@ def main():
             print("out of time; start again to go on")
             break
         random.seed(run.seed)
-        split, n_scenes, ends = ("validation", 128, ()) if args.stage != "main" else ("test", 512, ())
         if args.stage == "main":
-            ends = ((3, False), (4, False), (2, True))
-        result = execute(run, split, n_scenes, ends)
+            result = execute(run, "test", 512, ends=((3, False), (4, False), (2, True)), curve=False)
+        else:
+            result = execute(run, "validation", 128)
         shown = {name: result["means"][name] for name in PER_SCENE}
         print(run.key, result["seconds"], "s", shown, flush=True)
         if not args.again:

@@ -30,11 +30,10 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(compare, "load_base", base)
     monkeypatch.setattr(compare, "CACHE", tmp_path / "pairs")
     monkeypatch.setattr(compare, "N_PAIRS", 8)
-    monkeypatch.setattr(compare, "STEPS", 4)
+    monkeypatch.setattr(compare, "BF16", False)
     monkeypatch.setattr(compare, "CURVE", (2, 4))
     monkeypatch.setattr(compare, "BATCH_SIZE", 4)
-    monkeypatch.setattr(compare, "kept", lambda *key: ({}, {}))
-    for function in (compare.pairs_of, compare.scenes_of):
+    for function in (compare.pairs_of, compare.scenes_of, compare.collated, compare.encoded):
         function.cache_clear()
     pairs_of = compare.pairs_of
     monkeypatch.setattr(compare, "pairs_of", lambda regime, seed, only, *_: pairs_of(regime, seed, only, "train", 8))
@@ -42,7 +41,7 @@ def small(monkeypatch, tmp_path):
 
 
 def test_rows_are_encoded_once_and_as_ever(small, tmp_path):
-    run = Run("minimal", "focus", 100.0)
+    run = Run("minimal", "focus", 100.0, steps=4)
     pairs = compare.pairs_of("minimal", 0, False)
     ours = EncodedOnceTrainer(small(), args=compare.config_of(run, str(tmp_path)), train_dataset=pairs)
     ours.encoded = {}
@@ -76,19 +75,18 @@ def test_methods_see_the_same_pairs_noise_and_levels(small, monkeypatch):
 
     monkeypatch.setattr(FocusDPOTrainer, "_noise", record)
     for name in ("dpo", "focus", "oracle"):
-        compare.train(Run("nuisance-weak", name, 100.0, seed=3))
+        compare.train(Run("nuisance-weak", name, 100.0, steps=4, seed=3))
     assert seen["dpo"] == seen["focus"] == seen["oracle"] and len(seen["dpo"]) == 4
 
 
 def test_a_run_ends_in_one_line_and_is_not_run_again(small, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(compare, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(
-        compare, "planned", lambda stage: [Run("minimal", "base", 0.0), Run("minimal", "focus", 100.0, 1.0)]
+        compare, "planned", lambda stage: [Run("minimal", "base", 0.0), Run("minimal", "focus", 100.0, 1.0, steps=4)]
     )
     execute = compare.execute
-    monkeypatch.setattr(compare, "execute", lambda run, split, n_scenes, ends: execute(run, split, 2, ends))
+    monkeypatch.setattr(compare, "execute", lambda run, split, n_scenes: execute(run, split, 2))
     monkeypatch.setattr("sys.argv", ["compare", "tune"])
-    monkeypatch.setattr(compare.Curve, "__init__", curve_of_two(compare.Curve.__init__))
     compare.main()
     base, focus = map(json.loads, (tmp_path / "results/tune.jsonl").read_text().splitlines())
     assert set(focus["curve"]) == {"2"} and len(focus["scenes"]["identity"]) == 2
@@ -100,20 +98,16 @@ def test_a_run_ends_in_one_line_and_is_not_run_again(small, monkeypatch, tmp_pat
     assert capsys.readouterr().out == ""
 
 
-def curve_of_two(init):
-    return lambda self, split, n_scenes: init(self, split, 2)
-
-
 def test_errors_do_not_change_before_training(small, tmp_path):
     pairs = compare.pairs_of("minimal", 0, False)
     trainer = EncodedOnceTrainer(
-        small(), args=compare.config_of(Run("minimal", "dpo", 100.0), str(tmp_path)), train_dataset=pairs
+        small(), args=compare.config_of(Run("minimal", "dpo", 100.0, steps=4), str(tmp_path)), train_dataset=pairs
     )
     assert set(compare.error_changes(trainer, pairs).values()) == {0.0}
 
 
 def test_main_contrasts_cover_all_cells_at_their_points(monkeypatch):
-    points = {method: {"beta": 30.0 + i, "sft": 0.0} for i, method in enumerate(METHODS)}
+    points = {method: {"beta": 30.0 + i, "sft": 0.0, "steps": 40} for i, method in enumerate(METHODS)}
     monkeypatch.setattr(compare, "operating_points", lambda: points)
     runs = compare.planned("main")
     assert len({run.key for run in runs}) == len(runs) == 1 + 5 * len(REGIMES) * len(METHODS)
@@ -128,7 +122,15 @@ def test_main_contrasts_cover_all_cells_at_their_points(monkeypatch):
 def result(method, beta=0.0, identity=0.5, residual=0.05, regime="on-policy", sft=0.0, seed=0, scenes=None):
     scenes = scenes or [identity] * 8
     return {
-        "run": {"regime": regime, "method": method, "beta": beta, "sft": sft, "seed": seed, "settings": {}},
+        "run": {
+            "regime": regime,
+            "method": method,
+            "beta": beta,
+            "sft": sft,
+            "steps": 80,
+            "seed": seed,
+            "settings": {},
+        },
         "means": {"identity": identity, "leakage": 0.1, "background_error": 0.02, "residual": residual},
         "scenes": dict.fromkeys(compare.PER_SCENE, scenes),
         "seconds": 1.0,
@@ -141,7 +143,14 @@ def test_chosen_point_is_the_best_that_does_not_wreck_the_picture():
         runs += [result("dpo", 30.0, 0.9, 0.08, regime), result("dpo", 100.0, 0.8, 0.05, regime)]
         runs += [result("dpo", 300.0, 0.7, 0.05, regime)]
     runs.append(result("dpo", 1000.0, 0.95, 0.05))  # not in every regime
-    assert report.choose(runs) == {"dpo": {"beta": 100.0, "sft": 0.0}}
+    assert report.choose(runs) == {"dpo": {"beta": 100.0, "sft": 0.0, "steps": 80}}
+    for run in runs[1:4]:
+        run["curve"] = {"40": {**run["means"], "identity": 1.0, "residual": 0.05}}  # in the first regime alone
+    assert report.choose(runs)["dpo"]["steps"] == 80
+    for run in runs[1:]:
+        if run["run"]["beta"] == 30.0:
+            run["curve"] = {"40": {**run["means"], "identity": 0.85, "residual": 0.05}}  # stopped before it wrecks
+    assert report.choose(runs) == {"dpo": {"beta": 30.0, "sft": 0.0, "steps": 40}}
 
 
 def test_interval_covers_seeds_and_scenes():
@@ -170,9 +179,11 @@ def test_tables_hold_what_was_run(tmp_path):
 
 
 def test_on_policy_pairs_are_samples_of_the_base_that_differ():
-    pairs = compare.on_policy_pairs(2, "train", 0, False, chunk=6)
+    pairs, relevant = compare.on_policy_pairs(2, "train", 0, chunk=6)
     validate_dataset(pairs)
-    for row in pairs:
+    for row, other in zip(pairs, relevant, strict=True):
+        assert all(np.array_equal(row[name], other[name]) for name in ("chosen", "rejected"))
+        assert 1 <= sum(mask is not None for mask in other["chosen_masks"]) <= 2
         (asked,) = [
             scene
             for i in range(60)
