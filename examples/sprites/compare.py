@@ -299,7 +299,7 @@ def config_of(run: Run, output_dir: str) -> FocusDPOConfig:
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=10,
         max_steps=run.steps,
-        logging_steps=20,
+        logging_steps=min(20, run.steps),
         gradient_checkpointing=False,
         bf16=BF16,
         use_cpu=not torch.cuda.is_available(),
