@@ -9,7 +9,8 @@ from transformers.utils import logging
 
 from .detail import detail_columns, with_detail
 from .layout import Layout, LayoutRule, PreferenceRows, PreferenceStream
-from .schema import COLUMNS, check_columns, check_streamed_row, validate_dataset
+from .schema import COLUMNS, check_columns
+from .validation import check_streamed_row, validate_dataset
 
 
 logger = logging.get_logger(__name__)
