@@ -18,9 +18,9 @@ def is_input(error: Exception) -> bool:
     if status is not None:
         return status in (400, 401, 403, 404)
     if isinstance(error, OSError):
-        # Without a number: what diffusers and transformers raise for models that they don't find
+        # The bare one, without a number: what diffusers and transformers raise for models that they don't find
         known = isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError)
-        return known or (error.errno is None and not isinstance(error, ConnectionError | TimeoutError))
+        return known or (type(error) is OSError and error.errno is None)
     return isinstance(error, TypeError | ValueError | ImportError)
 
 
