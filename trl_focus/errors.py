@@ -14,6 +14,10 @@ class InputError(ValueError):
 
 def is_input(error: Exception) -> bool:
     """Whether an error that was raised before training began is about what was given, and not about the machine."""
+    from huggingface_hub.errors import LocalEntryNotFoundError  # here, since every command imports this file
+
+    if isinstance(error, LocalEntryNotFoundError):  # a FileNotFoundError, of a Hub that can't be reached
+        return False
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
         return status in (400, 401, 403, 404)

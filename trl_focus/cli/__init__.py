@@ -40,3 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except ConnectionError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1

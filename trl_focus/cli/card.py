@@ -11,7 +11,7 @@ def run(args) -> int:
     from pathlib import Path
 
     from huggingface_hub import ModelCard
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
     from rich.console import Console
     from rich.markdown import Markdown
 
@@ -24,8 +24,8 @@ def run(args) -> int:
     try:
         with refusals():
             card = ModelCard.load(file if file.is_file() else args.model)
-    except EntryNotFoundError as error:
-        raise InputError(f"{args.model} has no README.md, or can't be reached: {error}") from error
+    except LocalEntryNotFoundError as error:
+        raise ConnectionError(f"{args.model} is no folder here, and the Hub can't be reached: {error}") from error
     console = Console()
     console.print(card.data.to_yaml().rstrip(), highlight=False, markup=False, style="dim", soft_wrap=True)
     console.print(Markdown(card.text))
