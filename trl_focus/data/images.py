@@ -63,21 +63,33 @@ def decode_image(value: PIL.Image.Image | Mapping[str, Any]) -> PIL.Image.Image:
     return image
 
 
+def container_of(path: str) -> str:
+    """
+    The file that is opened for an image's path: itself, or the archive that it lies in.
+
+    Raises:
+        ValueError: If it is a URL of anything but a dataset on the Hub.
+    """
+    *inner, container = path.split("::")  # as fsspec chains them: zip://inside.png::outside.zip
+    if any(not part.startswith("zip://") for part in inner) or (
+        "://" in container and not container.startswith(HUB_FILES)
+    ):
+        raise ValueError(f"{path} is a URL, and images are not fetched from those: store the image itself")
+    return container
+
+
 def _opened(value: Mapping[str, Any]) -> PIL.Image.Image:
     content, path = value.get("bytes"), value.get("path")
     if content is None and path is None:
         raise ValueError("it has neither bytes nor a path")
     if content is not None:
         file = BytesIO(content)
-    elif path.split("::")[-1].startswith(HUB_FILES):  # a file of a streamed dataset
-        with xopen(path, "rb") as remote:
-            file = BytesIO(remote.read())
-    elif "://" in path:
-        raise ValueError(f"{path} is a URL, and images are not fetched from those: store the image itself")
-    elif Path(path).exists() and not Path(path).is_file():
-        raise ValueError(f"{path} is not a file")
     else:
-        file = BytesIO(Path(path).read_bytes())
+        container = container_of(path)
+        if "://" not in container and Path(container).exists() and not Path(container).is_file():
+            raise ValueError(f"{path} is not a file")
+        with xopen(path, "rb") as opened:
+            file = BytesIO(opened.read())
     if not file.getbuffer():
         raise ValueError(f"{path or 'it'} is empty (0 bytes)")
     PIL.Image.init()

@@ -121,7 +121,8 @@ def _row_warnings(records: Sequence[dict[str, Any]]) -> list[str]:
     return warnings
 
 
-def _span(values: Iterable[float], form: str = "{:g}") -> str:
+def span(values: Iterable[float], form: str = "{:g}") -> str:
+    """The least, the largest and the median of some values, in a format."""
     values = sorted(values)
     low, high = form.format(values[0]), form.format(values[-1])
     return low if low == high else f"{low} to {high}, median {form.format(median(values))}"
@@ -130,20 +131,20 @@ def _span(values: Iterable[float], form: str = "{:g}") -> str:
 def _summary(records: Sequence[dict[str, Any]], sizes: Counter, resolution: int) -> dict[str, str]:
     summary = {"rows": str(len(records))}
     if pictures := [(record["width"], record["height"]) for record in records if record["width"]]:
-        summary["width of chosen"] = _span(width for width, _ in pictures)
-        summary["height of chosen"] = _span(height for _, height in pictures)
+        summary["width of chosen"] = span(width for width, _ in pictures)
+        summary["height of chosen"] = span(height for _, height in pictures)
     if sizes:
         (height, width), _ = sizes.most_common(1)[0][0]
         summary[f"layouts at {resolution}"] = f"{len(sizes)}, most often {width}x{height}"
     if records:
         counts = Counter(len(record["reference_sizes"]) for record in records)
-        summary["references"] = ", ".join(f"{count}: {rows} rows" for count, rows in sorted(counts.items()))
+        summary["references"] = ", ".join(f"{count} ({rows} rows)" for count, rows in sorted(counts.items()))
     summary["rows with masks"] = str(sum(record["has_masks"] for record in records))
     if shares := [share for record in records for share in record["mask_shares"]]:
         present = [share for share in shares if share > 0]
         summary["masks"] = f"{len(shares)}, {len(shares) - len(present)} of an absent subject"
         if present:
-            summary["area of a subject"] = _span(present, "{:.1%}")
+            summary["area of a subject"] = span(present, "{:.1%}")
     digests = Counter(tuple(record["digests"]) for record in records if record["digests"])
     summary["ties"] = str(sum(record["tie"] for record in records))
     summary["exact duplicates"] = str(sum(digests.values()) - len(digests))

@@ -140,7 +140,7 @@ def _load(path: str, name: str | None, split: str, revision: str | None, streami
         if not isinstance(error.__cause__, DatasetNotFoundError):
             raise
         raise InputError(
-            f"{error}. `{path}` is no folder here either. Of a private or gated dataset, `hf auth login` may be missing"
+            f"{str(error).rstrip('.')}. `{path}` is no folder here either. Of a private or gated dataset, `hf auth login` may be missing"
         ) from error
 
 

@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from ..errors import InputError
-from .images import HUB_FILES
+from .images import HUB_FILES, container_of
 
 
 def places_of(name: str, local: bool) -> list[str]:
@@ -31,10 +31,13 @@ def places_of(name: str, local: bool) -> list[str]:
 
 
 def _lies_in(path: str, places: Sequence[str]) -> bool:
-    if "://" in path:
-        address = path.split("::")[-1]
-        return any(address.startswith((f"{place}/", f"{place}@")) for place in places) and ".." not in address
-    found = os.path.realpath(path)
+    try:
+        container = container_of(path)
+    except ValueError:
+        return False
+    if "://" in container:
+        return any(container.startswith((f"{place}/", f"{place}@")) for place in places) and ".." not in container
+    found = os.path.realpath(container)
     return any(found.startswith(f"{place}{os.sep}") for place in places if "://" not in place)
 
 

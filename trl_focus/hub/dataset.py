@@ -3,12 +3,12 @@
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal
 
 import datasets
 from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData, hf_hub_download
 
+from ..data.inspection import span
 from ..data.schema import COLUMNS, SHOWN
 from ..data.validation import validate_dataset
 
@@ -43,7 +43,7 @@ def _described(name: str, reports: datasets.Dataset) -> dict[str, Any]:
         "sizes": ", ".join([*shown, *([f"{len(sizes) - SHOWN} others"] if len(sizes) > SHOWN else [])]),
         "references": ", ".join(f"{count} ({rows})" for count, rows in sorted(counts.items())),
         "masked": sum(reports["has_masks"]),
-        "area": f"{min(shares):.1%} to {max(shares):.1%}, median {median(shares):.1%}" if shares else "none",
+        "area": span(shares, "{:.1%}") if shares else "none",
     }
 
 
