@@ -63,7 +63,10 @@ def _is_pair_folder(folder: Path) -> bool:
 def _load_folder(folder: Path, split: str) -> datasets.Dataset | None:
     """What `load_dataset` does not read; `None` for what it does."""
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
-        return _part(datasets.load_from_disk(folder), split)
+        try:
+            return _part(datasets.load_from_disk(folder), split)
+        except IndexError as error:  # what it makes of a dataset that was saved without a row
+            raise InputError(f"{folder} holds no rows: there is nothing to train on") from error
     return _part(from_folder(folder), split) if _is_pair_folder(folder) else None
 
 
@@ -137,11 +140,12 @@ def _load(path: str, name: str | None, split: str, revision: str | None, streami
             "`dataset.push_to_hub` writes that"
         ) from error
     except InputError as error:
-        if not isinstance(error.__cause__, DatasetNotFoundError):
-            raise
-        raise InputError(
-            f"{str(error).rstrip('.')}. `{path}` is no folder here either. Of a private or gated dataset, `hf auth login` may be missing"
-        ) from error
+        said = str(error).rstrip(".")
+        if isinstance(error.__cause__, DatasetNotFoundError):
+            said += (
+                f". `{path}` is no folder here either. Of a private or gated dataset, `hf auth login` may be missing"
+            )
+        raise InputError(f"{path} can't be read: {said}") from error
 
 
 def load_mixture(parts: Sequence[Mapping[str, Any]], streaming: bool = False) -> PreferenceDataset:
