@@ -145,3 +145,10 @@ def test_columns(folder, capsys):
     columns = '{"prompt": "caption", "chosen": "a", "rejected": "b"}'
     assert main(["validate", str(folder), "--columns", columns]) == 0
     assert "can be trained on" in capsys.readouterr().out
+
+
+def test_nothing_to_read():
+    empty = table(pair()).select([])
+    for dataset in (empty, empty.to_iterable_dataset()):
+        ((_, problem),) = inspect_dataset(dataset).problems
+        assert "the dataset is empty" in problem

@@ -11,6 +11,7 @@ import datasets
 from datasets import Features, List, Value
 
 from .. import __version__
+from ..errors import InputError
 from .rows import RowReport, inspect_row
 from .schema import COLUMNS, SHOWN, check_columns, listed
 
@@ -58,11 +59,11 @@ def check_streamed_row(row: Mapping[str, Any], number: int) -> RowReport:
         [`RowReport`]: The report of a row without problems; it may still be a tie.
 
     Raises:
-        ValueError: If the row has problems; names the row and the columns.
+        InputError: If the row has problems; names the row and the columns.
     """
     report = inspect_row(row)
     if report.problems:
-        raise ValueError("\n".join(f"row {number} of the stream: {problem}" for problem in report.problems))
+        raise InputError("\n".join(f"row {number} of the stream: {problem}" for problem in report.problems))
     return report
 
 
