@@ -97,7 +97,7 @@ class TestCard:
     def test_metadata_that_is_no_yaml(self, tmp_path, capsys):
         (tmp_path / "README.md").write_text("---\n- a\n- b\n---\n\n# A model\n")
         assert main(["card", str(tmp_path)]) == 2
-        assert capsys.readouterr().err.startswith("error: repo card metadata block was not found")
+        assert capsys.readouterr().err.startswith("error: repo card metadata block should be a dict")
 
     def test_that_is_not_there(self, tmp_path, capsys):
         assert main(["card", str(tmp_path)]) == 2

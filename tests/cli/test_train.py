@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from tests.fixtures.broken import pair, table
 from tests.fixtures.pairs import make_pairs
 from tests.fixtures.pipelines import PIPELINES
 from trl_focus.cli import main, train
 from trl_focus.errors import InputError
-from trl_focus.scripts import diffusion_dpo, focus_dpo
+from trl_focus.scripts import diffusion_dpo, focus_dpo, training
 from trl_focus.scripts.arguments import ScriptArguments, parse
 
 
@@ -134,9 +135,20 @@ def test_two_processes(run, tmp_path):
     state = yaml.safe_load((tmp_path / "out" / "checkpoint-1" / "trainer_state.json").read_text())
     assert state["global_step"] == 1
     assert done.stdout.count("The LoRA is in") == 1
-    refused = subprocess.run([*command, "--dataset_train_split", "dev"], capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert refused.stderr.count("error: there is no split 'dev'; it has 'train'") == 1
+
+
+@pytest.mark.parametrize(
+    "codes, code", [({0: 2, 1: 1}, 2), ({0: 1, 1: -9}, 1), (2, 2), (1, 1), (-9, 1)], ids=["several", "died", *"21k"]
+)
+def test_exit_code_of_what_was_launched(codes, code, run, monkeypatch):
+    def fail(args):
+        assert args.module and args.training_script == "trl_focus.scripts.diffusion_dpo"
+        if isinstance(codes, int):
+            raise subprocess.CalledProcessError(codes, "python")
+        raise ChildFailedError("script", {rank: ProcessFailure(rank, 9, exit, "") for rank, exit in codes.items()})
+
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", fail)
+    assert main(["train", "dpo", "--config", run(), *LAUNCH]) == code
 
 
 REFUSED = {
@@ -171,7 +183,7 @@ def test_refused_on_the_command_line(run, launched, capsys, tmp_path):
         (["--config", config, "--resolutoin", "64"], "the command line has the unknown field `resolutoin`"),
         (["--config", str(tmp_path / "none.yaml")], "none.yaml"),
         (["--config"], "`--config` needs a YAML file"),
-        (["--config", config, "--max_steps", "many"], "--max_steps: invalid int value: 'many'"),
+        (["--config", config, "--max_steps", "many"], "invalid int value: 'many'"),
         (["--config", config, "--columns", "{"], "is not JSON"),
         (["--config", config, "--accelerate_config", "nothing"], "nothing is neither a file nor"),
     ]:
@@ -202,10 +214,13 @@ def test_failures_raise(run, launched, monkeypatch):
     assert not isinstance(raised.value, InputError)
 
 
-def test_script_alone(run):
-    command = [sys.executable, "-m", "trl_focus.scripts.diffusion_dpo", "--config", run(dataset_name="./nowhere")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "error: ./nowhere is no folder" in done.stderr and "Traceback" not in done.stderr
+def test_script_alone(run, capsys):
+    line = ["--config", run(dataset_name="./nowhere")]
+    assert training.run(diffusion_dpo.make_parser, diffusion_dpo.main, line) == 2
+    assert (
+        capsys.readouterr().err
+        == "error: ./nowhere is no folder. Give the folder of a dataset, or its id on the Hub\n"
+    )
 
 
 class TestScriptArguments:
