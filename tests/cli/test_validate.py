@@ -149,6 +149,6 @@ def test_columns(folder, capsys):
 
 def test_nothing_to_read():
     empty = table(pair()).select([])
-    for dataset in (empty, empty.to_iterable_dataset()):
+    for dataset in (empty, datasets.IterableDataset.from_generator(lambda: iter(()))):
         ((_, problem),) = inspect_dataset(dataset).problems
         assert "the dataset is empty" in problem

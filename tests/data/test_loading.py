@@ -16,7 +16,7 @@ from trl_focus.data.loading import load_mixture, map_columns
 from trl_focus.data.paths import confined, places_of
 from trl_focus.errors import InputError
 from trl_focus.scripts.arguments import ScriptArguments
-from trl_focus.scripts.training import load_splits
+from trl_focus.scripts.training import load_splits, named_in_card
 
 
 @pytest.fixture(autouse=True)
@@ -193,3 +193,17 @@ class TestSplits:
         load_splits(arguments, True, 0)
         common = {"name": "big", "revision": "v1", "streaming": False}
         assert seen == [("user/pairs", {**common, "split": split}) for split in ("train", "dev")]
+
+
+@pytest.mark.parametrize(
+    "given, name",
+    [
+        ({"dataset_name": "user/a"}, "user/a"),
+        ({"datasets": ["user/a", "."]}, "user/a"),
+        ({"datasets": ["user/a", "user/b"]}, None),
+        ({"dataset_name": "."}, None),
+    ],
+    ids=str,
+)
+def test_no_local_path_is_named_in_a_card(given, name):
+    assert named_in_card(ScriptArguments(**given)) == name

@@ -2,7 +2,7 @@
 
 PACKAGES = (
     *("torch", "diffusers", "transformers", "trl", "peft", "accelerate", "datasets", "huggingface_hub"),
-    *("bitsandbytes", "safetensors", "numpy", "pillow", "torchvision", "deepspeed"),
+    *("bitsandbytes", "safetensors", "numpy", "pillow", "deepspeed"),
 )
 
 

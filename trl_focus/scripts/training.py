@@ -4,6 +4,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from peft import LoraConfig
 
@@ -45,6 +46,13 @@ def load_splits(
     return train, load(arguments.dataset_test_split)
 
 
+def named_in_card(arguments: ScriptArguments) -> str | None:
+    """Id of the dataset, if there is one of a single dataset on the Hub: a local path is nobody else's business."""
+    names = [part["path"] for part in arguments.datasets or [{"path": arguments.dataset_name}]]
+    ids = [name for name in names if not Path(name).expanduser().is_dir()]
+    return ids[0] if len(ids) == 1 else None
+
+
 def main(trainer_class: type, script_args: ScriptArguments, training_args, model_args: ModelArguments):
     """Trains, saves, and uploads if `push_to_hub` asks for it. Returns the trainer."""
     if model_args.model_revision is not None:
@@ -70,7 +78,7 @@ def main(trainer_class: type, script_args: ScriptArguments, training_args, model
     trainer.save_model(training_args.output_dir)
     trainer.accelerator.print(f"The LoRA is in {training_args.output_dir}.")
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+        trainer.push_to_hub(dataset_name=named_in_card(script_args))
     trainer.end()
     return trainer
 
