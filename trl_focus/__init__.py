@@ -22,6 +22,7 @@ _PUBLIC = {
     "focus_diagnostic": "trainer.diagnostic",
     "from_folder": "data.converters",
     "from_pick_a_pic": "data.converters",
+    "push_preference_dataset": "hub.dataset",
     "sample_with_references": "sampling",
     "score_feature_blocks": "trainer.feature_blocks",
 }
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     )
     from .data.converters import from_folder, from_pick_a_pic
     from .focus.maps import FocusContext
+    from .hub.dataset import push_preference_dataset
     from .sampling import sample_with_references
     from .trainer.diagnostic import FocusDiagnostic, focus_diagnostic
     from .trainer.diffusion_dpo_config import DiffusionDPOConfig

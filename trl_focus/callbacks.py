@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.utils import logging
 
-from .data.schema import decode_image
+from .data.images import decode_image
 from .focus.allocation import FocusWeights, normalise, weigh
 from .focus.drawing import focus_sheet, sheet
 

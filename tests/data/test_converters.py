@@ -7,8 +7,8 @@ import PIL.Image
 import pytest
 from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, load_from_disk
 
+from trl_focus.data import FEATURES, check_columns, validate_dataset
 from trl_focus.data.converters import from_folder, from_pick_a_pic
-from trl_focus.data.schema import FEATURES, check_columns, validate_dataset
 
 
 def image_bytes(color, format="JPEG"):

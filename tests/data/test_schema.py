@@ -8,8 +8,7 @@ import PIL.Image
 import pytest
 from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, List, Sequence, Value, load_from_disk
 
-from trl_focus.data import schema
-from trl_focus.data.schema import (
+from trl_focus.data import (
     COLUMNS,
     FEATURES,
     OPTIONAL_COLUMNS,
@@ -24,6 +23,7 @@ from trl_focus.data.schema import (
     reference_subject_indices,
     subject_count,
     validate_dataset,
+    validation,
 )
 
 
@@ -420,8 +420,10 @@ class TestRow:
 
     def test_decodes_each_image_once(self, monkeypatch):
         decoded = []
-        original = Image.decode_example
-        monkeypatch.setattr(Image, "decode_example", lambda *args: decoded.append(args) or original(*args))
+        original = PIL.Image.open
+        monkeypatch.setattr(
+            PIL.Image, "open", lambda *args, **kwargs: decoded.append(args) or original(*args, **kwargs)
+        )
         picture, black = stored(image()), stored(mask(0))
         row = {"prompt": "a", "chosen": picture, "rejected": picture, "references": [picture, picture]}
         lists = dict.fromkeys(("reference_masks", "chosen_masks", "rejected_masks"), [black, None])
@@ -433,7 +435,7 @@ class TestRow:
         [
             (image(), True),
             (stored(image()), True),
-            (image((255, 0, 0, 9), mode="RGBA"), True),
+            (image((255, 0, 0, 255), mode="RGBA"), True),
             (image((255, 0, 1)), False),
             (image(size=(4, 6)), False),
         ],
@@ -495,9 +497,13 @@ class TestValidate:
         checked, reports = validate_dataset(dataset)
         assert checked is dataset
         assert sorted(reports.column_names) == sorted(
-            ["row", "width", "height", "rejected_width", "rejected_height", "reference_sizes", "has_masks"]
+            [
+                *("row", "width", "height", "rejected_width", "rejected_height"),
+                *("reference_sizes", "has_masks", "mask_shares", "digests"),
+            ]
         )
-        assert reports[0] == {
+        assert len({*reports[0]["digests"]}) == 3
+        assert reports.remove_columns("digests")[0] == {
             "row": 0,
             "width": 6,
             "height": 4,
@@ -505,7 +511,9 @@ class TestValidate:
             "rejected_height": 7,
             "reference_sizes": [],
             "has_masks": False,
+            "mask_shares": [],
         }
+        assert reports["mask_shares"][1] == [1, 0]
         assert reports["has_masks"][:] == [False, True, False]
         assert reports["reference_sizes"][2] == [[3, 2], [8, 8]]
 
@@ -574,7 +582,7 @@ class TestCache:
     @pytest.fixture
     def inspected(self, monkeypatch):
         calls = []
-        monkeypatch.setattr(schema, "inspect_row", lambda row: calls.append(row["prompt"]) or inspect_row(row))
+        monkeypatch.setattr(validation, "inspect_row", lambda row: calls.append(row["prompt"]) or inspect_row(row))
         return calls
 
     def on_disk(self, path, *rows):
@@ -592,7 +600,7 @@ class TestCache:
     def test_another_release_checks_again(self, tmp_path, inspected, monkeypatch):
         dataset = self.on_disk(tmp_path, pair())
         validate_dataset(dataset)
-        monkeypatch.setattr(schema, "__version__", "99")
+        monkeypatch.setattr(validation, "__version__", "99")
         validate_dataset(dataset)
         assert len(inspected) == 2
 

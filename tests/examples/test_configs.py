@@ -104,7 +104,7 @@ def test_the_revision_reaches_the_hub(monkeypatch):
             seen.update(args.model_init_kwargs)
             raise InterruptedError
 
-    monkeypatch.setattr("trl_focus.scripts.training.load_dataset", lambda *args, **kwargs: {"train": None})
+    monkeypatch.setattr("trl_focus.scripts.training.load_preferences", lambda *args: None)
     monkeypatch.setattr(focus_dpo, "FocusDPOTrainer", Trainer)
     with pytest.raises(InterruptedError):
         focus_dpo.main(

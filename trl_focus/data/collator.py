@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from .detail import DETAIL_COLUMNS
+from .images import decode_image, mask_to_array
 from .layout import LayoutRule, RowKey
-from .schema import decode_image, mask_to_array, reference_subject_indices
+from .rows import reference_subject_indices
 
 
 def _covering_box(size: tuple[int, int], target: tuple[int, int], at: tuple[float, float]) -> tuple[float, ...]:

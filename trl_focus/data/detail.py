@@ -11,8 +11,8 @@ import torch
 
 from .. import __version__
 from ..focus.complexity import complexity
+from .images import decode_image
 from .layout import LayoutRule
-from .schema import decode_image
 
 
 DETAIL_COLUMNS = ("chosen_detail", "rejected_detail")

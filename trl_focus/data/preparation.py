@@ -7,9 +7,11 @@ from typing import Any
 import datasets
 from transformers.utils import logging
 
+from ..errors import InputError
 from .detail import detail_columns, with_detail
 from .layout import Layout, LayoutRule, PreferenceRows, PreferenceStream
-from .schema import COLUMNS, check_columns, check_streamed_row, validate_dataset
+from .schema import COLUMNS, check_columns
+from .validation import check_streamed_row, validate_dataset
 
 
 logger = logging.get_logger(__name__)
@@ -107,7 +109,7 @@ def _inspect(row: dict[str, Any], number: int, rule: LayoutRule, ties: str, need
     if report.tie:
         if ties == "drop":
             return None
-        raise ValueError(
+        raise InputError(
             f"row {number}: `chosen` and `rejected` are the same picture, which teaches nothing. Set `ties='drop'` "
             "to leave such rows out."
         )
@@ -115,7 +117,7 @@ def _inspect(row: dict[str, Any], number: int, rule: LayoutRule, ties: str, need
         _check_needs(needs, report.has_masks, report.reference_sizes)
         return rule(report.chosen_size, report.rejected_size, report.reference_sizes)
     except ValueError as error:
-        raise ValueError(f"row {number}: {error}") from error
+        raise InputError(f"row {number}: {error}") from error
 
 
 def _prepare_stream(

@@ -15,11 +15,11 @@ Every field of the file can be given on the command line too, which wins: `--res
 """
 
 from trl_focus import FocusDPOConfig, FocusDPOTrainer
-from trl_focus.scripts import training
+from trl_focus.scripts import arguments, training
 
 
-def make_parser(subparsers=None):
-    return training.make_parser(FocusDPOConfig, "focus_dpo", subparsers)
+def make_parser(subparsers=None, prog=None):
+    return arguments.make_parser(FocusDPOConfig, "focus_dpo", subparsers, prog)
 
 
 def main(script_args, training_args, model_args):
@@ -27,4 +27,4 @@ def main(script_args, training_args, model_args):
 
 
 if __name__ == "__main__":
-    main(*make_parser().parse_args_and_config())
+    raise SystemExit(training.run(make_parser, main))

@@ -1,0 +1,32 @@
+# Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
+
+
+def add_parser(subparsers):
+    parser = subparsers.add_parser("card", help="show the card of a trained model, and check its metadata")
+    parser.add_argument("model", metavar="FOLDER_OR_REPO", help="folder of a run, or id of a model on the Hub")
+    return parser
+
+
+def run(args) -> int:
+    from pathlib import Path
+
+    from huggingface_hub import ModelCard
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from ..errors import InputError, refusals
+
+    folder = Path(args.model)
+    file = folder / "README.md"
+    if folder.exists() and not file.is_file():
+        raise InputError(f"{folder} has no README.md: a run writes one when it saves its model")
+    try:
+        with refusals():
+            card = ModelCard.load(file if file.is_file() else args.model)
+    except LocalEntryNotFoundError as error:
+        raise ConnectionError(f"{args.model} is no folder here, and the Hub can't be reached: {error}") from error
+    console = Console()
+    console.print(card.data.to_yaml().rstrip(), highlight=False, markup=False, style="dim", soft_wrap=True)
+    console.print(Markdown(card.text))
+    return 0
