@@ -1,7 +1,8 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 """What TensorBoard, wandb and trackio themselves say that they were given."""
 
-import os
+from collections.abc import Iterator
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import PIL.Image
@@ -52,11 +53,25 @@ def test_tensorboard(tmp_path, monkeypatch):
         assert (images[-1].width, images[-1].height) == picture(tmp_path, name, steps[-1]).size
 
 
+def records(log: bytes) -> Iterator[bytes]:
+    """Records of a file in LevelDB's log format, behind the seven bytes with which wandb begins it."""
+    at, parts = 7, []
+    while at + 7 <= len(log):
+        if (left := 32768 - at % 32768) < 7:  # the rest of a block that has no room for a header
+            at += left
+            continue
+        length, kind = int.from_bytes(log[at + 4 : at + 6], "little"), log[at + 6]
+        parts.append(log[at + 7 : at + 7 + length])
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield b"".join(parts)
+            parts = []
+
+
 def test_wandb(tmp_path, monkeypatch):
     """Offline: nothing is sent, and the run's own file is read."""
     wandb = pytest.importorskip("wandb", reason="wandb is not installed: `pip install wandb`")
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
@@ -64,9 +79,8 @@ def test_wandb(tmp_path, monkeypatch):
     train(tmp_path, "wandb")
     wandb.finish()
     (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    store, keys, steps = DataStore(), set(), {"focus_maps": [], "samples": []}
-    store.open_for_scan(str(log))
-    while (data := store.scan_data()) is not None:
+    keys, steps = set(), {"focus_maps": [], "samples": []}
+    for data in records(log.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         row = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
@@ -81,16 +95,19 @@ def test_wandb(tmp_path, monkeypatch):
 
 
 def test_trackio(tmp_path, monkeypatch):
-    pytest.importorskip(
-        "trackio", reason="trackio is not installed: its releases ask for a pillow below the pinned one"
-    )
+    if find_spec("trackio") is None:
+        pytest.skip("trackio is not installed: its releases ask for an older pillow than the pinned one")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    trackio_run(tmp_path)
+    trainer = train(tmp_path, "trackio")
+    from trackio.sqlite_storage import SQLiteStorage
 
-
-def trackio_run(tmp_path):
-    train(tmp_path, "trackio")
-    raise NotImplementedError
+    logs = SQLiteStorage.get_logs(trainer.args.project, "a-run")
+    assert SCALARS <= {key for row in logs for key in row}
+    for name, steps in {"focus_maps": [0, 2, 4], "samples": [0, 2, 4, 5]}.items():
+        pictures = [row for row in logs if name in row]
+        assert [row["train/global_step"] for row in pictures] == steps
+        assert pictures[-1][name]["_type"] == "trackio.image"
+    assert len([*(tmp_path / "trackio" / "media").rglob("*.png")]) == 7
 
 
 class FakeTrackio:
