@@ -34,7 +34,6 @@ SETTINGS = (
     "focus_prior",
     "focus_matching",
     "reference",
-    "resolution",
     "learning_rate",
     "lr_scheduler_type",
     "optim",
@@ -152,12 +151,13 @@ def card_facts(
         "base": base_model(family.model_name, Path(folder), args.model_init_kwargs or {}),
         "pipeline": type(pipeline).__name__,
         "modular": isinstance(pipeline, ModularPipeline),
+        "unused_blocks": getattr(family, "unused_blocks", ()),
         "dtype": str(denoiser.dtype if denoiser.dtype.itemsize == 2 else torch.float32).removeprefix("torch."),
         "references": {"least": least, "most": most} if takes_references else None,
         "helper": {key: value for key, value in helper.items() if value} if family.sampled_by_helper else None,
         "call": call,
         "prompt": prompt,
-        "settings": _settings(args, lora, state),
+        "settings": _settings(args, lora, state, resolution),
         "metrics": summary(metrics),
         "curve": {name: thinned(points) for name, points in metrics.items()},
         "versions": {"trl-focus": __version__, **{package: version(package) for package in PACKAGES}},
@@ -227,8 +227,9 @@ def model_card(facts: dict[str, Any], folder: Path) -> ModelCard:
     )
 
 
-def _settings(args, lora: LoraConfig, state) -> dict[str, str]:
+def _settings(args, lora: LoraConfig, state, resolution: int | None) -> dict[str, str]:
     settings = {key: getattr(args, key) for key in SETTINGS if getattr(args, key, None) is not None}
+    settings["resolution"] = resolution or args.resolution
     for field in fields(args):
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         if field.name in FURTHER_SETTINGS and getattr(args, field.name) != default:

@@ -19,13 +19,18 @@ Series = dict[str, list[tuple[int, float]]]
 
 
 def series(log_history: Sequence[dict[str, Any]]) -> Series:
-    """(step, value) of each known metric of training and of evaluation."""
+    """(step, value) of each known metric, those of training first."""
     found: Series = {}
     for logs in log_history:
         for name, value in logs.items():
             if KNOWN.fullmatch(name):
                 found.setdefault(name, []).append((logs["step"], value))
-    return found
+    places = [*BEST]
+    return dict(
+        sorted(
+            found.items(), key=lambda item: (item[0].startswith("eval_"), places.index(KNOWN.fullmatch(item[0])[3]))
+        )
+    )
 
 
 def summary(metrics: Series) -> list[dict[str, Any]]:

@@ -40,11 +40,13 @@ def snippet(facts: dict[str, Any], samples: list[dict[str, Any]]) -> str:
     dtype = f"dtype=torch.{facts['dtype']}"
     loading = [f"{name}={_literal(value)}" for name, value in base["load"].items()]
     if facts["modular"]:
-        lines += [
-            f"pipe = {pipeline}.from_pretrained({', '.join([_literal(place), *loading])})",
-            f"pipe.load_components({dtype})",
-            "pipe.to(device)",
-        ]
+        loaded = ", ".join([_literal(place), *loading])
+        lines.append(f"pipe = {pipeline}.from_pretrained({loaded})")
+        if facts["unused_blocks"]:  # which would change the prompt, and need models of their own
+            lines.append("blocks = pipe.blocks")
+            lines += [f"blocks.sub_blocks.pop({_literal(block)}, None)" for block in facts["unused_blocks"]]
+            lines.append(f"pipe = {pipeline}(blocks, {loaded})")
+        lines += [f"pipe.load_components({dtype})", "pipe.to(device)"]
     else:
         lines.append(f"pipe = {pipeline}.from_pretrained({', '.join([_literal(place), *loading, dtype])}).to(device)")
     revision = f", revision={_literal(facts['revision'])}" if repo and facts["revision"] else ""
