@@ -11,7 +11,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from torch.utils.data import DataLoader
@@ -116,8 +115,7 @@ class ProgressBarCallback(ProgressCallback):
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[metrics]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
             console=console,
             refresh_per_second=4,
             speed_estimate_period=600,  # a step may take longer than the default of 30 seconds

@@ -14,27 +14,28 @@ logger = logging.get_logger(__name__)
 TIMEOUT = 3  # seconds that a card waits for the Hub
 
 
-def base_model(name: str | None, folder: Path, load_kwargs: dict[str, Any]) -> dict[str, Any]:
+def base_model(name: str | None, folder: Path | None, load_kwargs: dict[str, Any]) -> dict[str, Any]:
     """
     What a card says of the base model.
 
     Args:
         name (`str`, *optional*):
             Hub id or folder that it was loaded from, if it was.
-        folder (`Path`):
-            Folder of the card.
+        folder (`Path`, *optional*):
+            Folder of the card, if it stays on this machine.
         load_kwargs (`dict`):
             Keyword arguments that it was loaded with.
 
     Returns:
-        `dict`: `id`, of a model on the Hub, or `folder`, as seen from that of the card; `load`, those of the keyword arguments
+        `dict`: `id`, of a model on the Hub, or `folder`, as seen from that of the card, or its name alone; `load`, those of the keyword arguments
         that tell which files were loaded; and `license`, `license_name`, `license_link` as far as its own card has them.
     """
     if not name:
         return {"load": {}}
     load = {key: load_kwargs[key] for key in ("revision", "variant") if load_kwargs.get(key)}
     if Path(name).is_dir():
-        return {"folder": os.path.relpath(name, folder), "load": load, **_license_of_folder(Path(name))}
+        place = Path(name).resolve().name if folder is None else os.path.relpath(name, folder)
+        return {"folder": place, "load": load, **_license_of_folder(Path(name))}
     return {
         "id": str(name),
         "load": load,

@@ -148,7 +148,9 @@ def card_facts(
         "repo": repo,
         "revision": args.hub_revision,
         "dataset": dataset,
-        "base": base_model(family.model_name, Path(folder), args.model_init_kwargs or {}),
+        "base": base_model(
+            family.model_name, None if repo or args.push_to_hub else Path(folder), args.model_init_kwargs or {}
+        ),
         "pipeline": type(pipeline).__name__,
         "modular": isinstance(pipeline, ModularPipeline),
         "unused_blocks": getattr(family, "unused_blocks", ()),

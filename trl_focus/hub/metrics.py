@@ -13,7 +13,7 @@ BEST = {"loss": min, "rewards/accuracies": max, "rewards/margins": max, "errors/
 KNOWN = re.compile(rf"(eval_(.+_)?)?({'|'.join(BEST)})")
 PANELS = {"accuracy": "rewards/accuracies", "margin": "rewards/margins", "error of chosen images": "errors/chosen"}
 MAX_POINTS = 200
-CURVE = "training.png"
+CURVE = "training_curve.png"
 
 Series = dict[str, list[tuple[int, float]]]
 
@@ -86,7 +86,8 @@ def draw_curve(metrics: Series, path: Path):
         ax.axhline(0.5 if title == "accuracy" else 0, color="0.75", linewidth=1, zorder=0)
         for name, points in lines.items():
             evaluated = name.startswith("eval_")
-            label = name.removesuffix(PANELS[title]).rstrip("_").replace("eval", "evaluation", 1) or "training"
+            part = name.removesuffix(PANELS[title]).removeprefix("eval_").rstrip("_")
+            label = f"evaluation {part}".rstrip() if evaluated else "training"
             ax.plot(*zip(*points, strict=True), marker="o" if evaluated else None, markersize=3, label=label)
         if title == "accuracy":
             ax.set_ylim(-0.02, 1.02)

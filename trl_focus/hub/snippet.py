@@ -35,8 +35,7 @@ def snippet(facts: dict[str, Any], samples: list[dict[str, Any]]) -> str:
     lines += ["", 'device = torch.accelerator.current_accelerator(check_available=True) or "cpu"']
     place = base.get("id") or (base.get("folder") if not repo else None)
     if place is None:
-        name = base["folder"].rsplit("/")[-1] if "folder" in base else "the-base-model"
-        place = f"path/to/{name}"
+        place = f"path/to/{base.get('folder', 'the-base-model')}"
     dtype = f"dtype=torch.{facts['dtype']}"
     loading = [f"{name}={_literal(value)}" for name, value in base["load"].items()]
     if facts["modular"]:

@@ -543,6 +543,8 @@ class DiffusionDPOTrainer(_BaseTrainer):
     ) -> dict[str, Any]:
         data = self.train_dataset.dataset
         repo = getattr(self, "hub_model_id", None) or self.args.hub_model_id
+        policy = self.accelerator.unwrap_model(self.model)
+        from_trackers = getattr(policy, "model_tags", None) or []
         return card_facts(
             self.family,
             self.args,
@@ -550,8 +552,8 @@ class DiffusionDPOTrainer(_BaseTrainer):
             name=model_name or repo or Path(self.args.output_dir).resolve().name,
             method=self._name,
             paper=self._paper,
-            tags=[*self._tag_names, *(tags or [])],
-            lora=self.accelerator.unwrap_model(self.model).peft_config["default"],
+            tags=[*self._tag_names, *from_trackers, *(tags or [])],
+            lora=policy.peft_config[POLICY],
             repo=repo,
             dataset=dataset_name,
             prompt=data.select_columns("prompt")[0]["prompt"] if isinstance(data, Dataset) else None,
