@@ -3,7 +3,9 @@
 
 import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -64,7 +66,9 @@ def trained(tmp_path, name: str, samples: bool = True, **kwargs):
 @pytest.mark.parametrize("name", ["flux2_klein", "sd15", "flux3", "flux_uno", "kontext", "z_image"])
 def test_code_draws_the_first_sample(name, tmp_path, monkeypatch):
     """In the folder of the card, as it is written there."""
-    trained(tmp_path, name)
+    helped = {"reference_resolution": 48} if name in ("flux_uno", "kontext") else {}
+    trained(tmp_path, name, **helped)
+    assert all(f"    {key}={value}," in code_of(tmp_path / "run") for key, value in helped.items())
     monkeypatch.chdir(tmp_path / "run")
     names = {}
     exec(code_of(tmp_path / "run"), names)
@@ -105,6 +109,12 @@ def test_code_of_data_without_references(tmp_path):
     assert "image=" not in code_of(tmp_path / "run")
     assert ModelCard.load(tmp_path / "run" / "README.md").data.pipeline_tag == "text-to-image"
     assert trainer.family.reference_counts == (0, None)
+
+
+@pytest.mark.parametrize("name,told", [("flux", True), ("sd15", False)])
+def test_code_tells_the_guidance_of_training_to_models_that_are_told_some(name, told, tmp_path):
+    make_trainer(output_dir=tmp_path, family=name, guidance_scale=2.5).save_model()
+    assert ("guidance_scale=2.5" in code_of(tmp_path)) is told
 
 
 FACTS = {
@@ -239,7 +249,7 @@ def test_it_is_made_again_without_the_trainer(run):
 
 def test_without_matplotlib_there_is_no_curve(run, tmp_path, monkeypatch):
     _, folder = run
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     write_card(tmp_path, json.loads((folder / "card.json").read_text()))
     text = (tmp_path / "README.md").read_text()
     assert (
@@ -266,6 +276,16 @@ def test_it_takes_no_secret_and_no_place_of_the_machine_to_the_hub(tmp_path):
         text = (tmp_path / "run" / name).read_text()
         assert "hf_secret" not in text and str(tmp_path) not in text and "private" not in text
         assert "ann/lora" in text and "base" in text
+
+
+def test_what_trackers_leave(tmp_path, monkeypatch):
+    """wandb has a page of the run, and transformers' callback of trackio puts its own into the model's tags."""
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=SimpleNamespace(url="https://tracker/a-run")))
+    trainer = make_trainer(output_dir=tmp_path)
+    trainer.model.model_tags = ["trackio"]
+    trainer.create_model_card()
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "trackio" in card.data.tags and "Logs: [Weights & Biases](https://tracker/a-run)" in card.text
 
 
 # ---- Metrics ----
