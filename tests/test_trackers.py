@@ -1,8 +1,10 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 """What TensorBoard, wandb and trackio themselves say that they were given."""
 
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import PIL.Image
@@ -61,6 +63,8 @@ def records(log: bytes) -> Iterator[bytes]:
             at += left
             continue
         length, kind = int.from_bytes(log[at + 4 : at + 6], "little"), log[at + 6]
+        if at + 7 + length > len(log):
+            return  # not written to its end yet
         parts.append(log[at + 7 : at + 7 + length])
         at += 7 + length
         if kind in (1, 4):  # whole, or the last part
@@ -68,21 +72,32 @@ def records(log: bytes) -> Iterator[bytes]:
             parts = []
 
 
+def whole_run(log: Path, seconds: float = 30) -> list:
+    """The records of a run, once the last of them is there: wandb's own process may still write when `finish` returns."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = [Record.FromString(data) for data in records(log.read_bytes())]
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            return found
+        time.sleep(0.1)
+    raise TimeoutError(f"{log} did not end within {seconds} seconds.")
+
+
 def test_wandb(tmp_path, monkeypatch):
     """Offline: nothing is sent, and the run's own file is read."""
     wandb = pytest.importorskip("wandb", reason="wandb is not installed: `pip install wandb`")
-    from wandb.proto import wandb_internal_pb2
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
+    wandb.teardown()  # it reads these once in a process
     train(tmp_path, "wandb")
     wandb.finish()
     (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     keys, steps = set(), {"focus_maps": [], "samples": []}
-    for data in records(log.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in whole_run(log):
         row = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
         keys |= row.keys()
         for name in steps:

@@ -126,6 +126,7 @@ FACTS = {
     "unused_blocks": [],
     "dtype": "bfloat16",
     "references": {"least": 0, "most": None},
+    "with_references": True,
     "helper": None,
     "call": {"height": 64, "guidance_scale": 2.5},
     "prompt": "a ``` cat\n",
@@ -140,6 +141,12 @@ def test_code_of_a_repository():
     assert 'load_image(hf_hub_download("ann/lora", "samples/1-reference-1.png", revision="v2"))' in code
     assert "height=32" in code and "guidance_scale" not in code and "manual_seed(3)" in code
     compile(code, "card", "exec")
+
+
+def test_code_of_a_sample_with_references_that_the_data_had_none_of():
+    sample = {"prompt": "a cat", "references": ["1-reference-1.png"], "seed": 3, "settings": {}}
+    code = snippet({**FACTS, "with_references": False}, [sample])
+    assert "    image=references,\n" in code and "1-reference-1.png" in code
 
 
 def test_a_prompt_does_not_end_the_block_of_code():

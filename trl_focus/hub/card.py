@@ -122,7 +122,6 @@ def card_facts(
     """
     pipeline, denoiser = family.pipeline, family.denoiser
     least, most = family.reference_counts
-    takes_references = most != 0 and (with_references or least > 0)
     # what `sample_with_references` has to be told of the training
     helper = {key: getattr(args, key) for key in ("reference_positions", "reference_resolution")}
     call = family.call_settings(resolution or family.default_resolution)
@@ -155,7 +154,8 @@ def card_facts(
         "modular": isinstance(pipeline, ModularPipeline),
         "unused_blocks": getattr(family, "unused_blocks", ()),
         "dtype": str(denoiser.dtype if denoiser.dtype.itemsize == 2 else torch.float32).removeprefix("torch."),
-        "references": {"least": least, "most": most} if takes_references else None,
+        "references": {"least": least, "most": most} if most != 0 else None,
+        "with_references": most != 0 and (with_references or least > 0),
         "helper": {key: value for key, value in helper.items() if value} if family.sampled_by_helper else None,
         "call": call,
         "prompt": prompt,
@@ -206,7 +206,7 @@ def model_card(facts: dict[str, Any], folder: Path) -> ModelCard:
         library_name="diffusers",
         base_model=base.get("id"),
         base_model_relation="adapter" if "id" in base else None,
-        pipeline_tag="image-to-image" if facts["references"] else "text-to-image",
+        pipeline_tag="image-to-image" if facts["with_references"] else "text-to-image",
         datasets=facts["dataset"],
         tags=facts["tags"],
         widget=[

@@ -20,7 +20,8 @@ def snippet(facts: dict[str, Any], samples: list[dict[str, Any]]) -> str:
     """
     repo, pipeline, base = facts["repo"], facts["pipeline"], facts["base"]
     sample = samples[0] if samples else {}
-    references = facts["references"]
+    shown = facts["with_references"] or sample.get("references")
+    references = facts["references"] if shown else None
     helper = facts["helper"] if references else None
     call = dict(sample.get("settings", facts["call"]))
 
