@@ -1,7 +1,6 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
-import sys
-from types import ModuleType
+import json
 
 import numpy as np
 import PIL.Image
@@ -79,7 +78,7 @@ def files(folder):
 def test_focus_maps_are_drawn_every_n_steps(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        "trl_focus.callbacks.focus_sheet",
+        "trl_focus.callbacks.focus_maps.focus_sheet",
         lambda images, maps, captions: drawn.append((images, maps, captions)) or PIL.Image.new("RGB", (8, 8)),
     )
     watch = Watch()
@@ -105,7 +104,7 @@ def test_focus_maps_are_drawn_every_n_steps(tmp_path, monkeypatch):
 def test_pairs_stand_in_order_of_noise(tmp_path, monkeypatch):
     captions = []
     monkeypatch.setattr(
-        "trl_focus.callbacks.focus_sheet",
+        "trl_focus.callbacks.focus_maps.focus_sheet",
         lambda images, maps, said: captions.append(said) or PIL.Image.new("RGB", (8, 8)),
     )
     make_focus_trainer(
@@ -129,39 +128,11 @@ def test_training_is_as_without(tmp_path):
     assert_equal_weights(*weights)
 
 
-# ---- Trackers ----
-
-
-def test_tensorboard_gets_the_picture(tmp_path, monkeypatch):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "runs"))
-    trainer = make_focus_trainer(
-        tmp_path, max_steps=3, report_to="tensorboard", callbacks=[LogFocusMapsCallback(every_n_steps=2)]
-    )
-    trainer.train()
-    events = EventAccumulator(str(tmp_path / "runs")).Reload()
-    assert [event.step for event in events.Images("focus_maps")] == [0, 2]
-    picture = PIL.Image.open(tmp_path / "focus_maps" / "step-000002.png")
-    assert (events.Images("focus_maps")[1].width, events.Images("focus_maps")[1].height) == picture.size
-
-
-@pytest.mark.parametrize("tracker", ["wandb", "trackio"])
-def test_other_trackers_get_the_picture_where_they_are_asked_for(tracker, tmp_path, monkeypatch):
-    logged = []
-    module = ModuleType(tracker)
-    module.Image, module.log = lambda image: image.size, logged.append
-    monkeypatch.setitem(sys.modules, tracker, module)
-    callback = LogFocusMapsCallback(every_n_steps=2)
-    for asked in (True, False):
-        trainer = make_focus_trainer(tmp_path, callbacks=[callback])
-        trainer.args.report_to = [tracker] if asked else []
-        trainer.train()
-    size = PIL.Image.open(tmp_path / "focus_maps" / "step-000000.png").size
-    assert logged == [{"focus_maps": size, "train/global_step": step} for step in (0, 2)]
-
-
 # ---- Samples ----
+
+
+def sheets(output_dir):
+    return [name for name in files(output_dir / "samples") if name.startswith("step-")]
 
 
 def rows(n_references):
@@ -190,19 +161,19 @@ def test_samples_leave_training_alone(tmp_path, family, n_references):
         assert trainer.pipeline.scheduler is scheduler
         weights.append(lora_of(trainer))
     assert_equal_weights(*weights)
-    assert files(tmp_path / "samples") == [f"step-00000{step}.png" for step in range(5)]
+    assert sheets(tmp_path) == [f"step-00000{step}.png" for step in range(5)]
 
 
 def test_samples_are_those_of_the_pipelines_base_and_lora(tmp_path, monkeypatch):
     pages = []
     monkeypatch.setattr(
-        "trl_focus.callbacks.sheet",
+        "trl_focus.callbacks.samples.sheet",
         lambda rows, titles, captions: pages.append((rows, titles, captions)) or PIL.Image.new("RGB", (8, 8)),
     )
     trainer = make_trainer(output_dir=tmp_path, max_steps=3)
     callback = with_samples(trainer, 2, every_n_steps=2, seed=7)
     trainer.train()
-    assert files(tmp_path / "samples") == ["step-000000.png", "step-000002.png", "step-000003.png"]
+    assert sheets(tmp_path) == ["step-000000.png", "step-000002.png", "step-000003.png"]
     first, _, last = pages
     assert last[1] == ["base", "with LoRA", "reference 1", "reference 2"]
     assert last[2] == ["a cat", "a cat in a hat"] and last[0][1][3] is None
@@ -229,4 +200,56 @@ def test_samples_of_a_bf16_model(tmp_path):
     )
     with_samples(trainer, 1)
     trainer.train()
-    assert files(tmp_path / "samples") == ["step-000000.png", "step-000001.png"]
+    assert sheets(tmp_path) == ["step-000000.png", "step-000001.png"]
+
+
+def test_last_samples_stand_one_by_one_with_what_they_were_drawn_from(tmp_path):
+    trainer = make_trainer(output_dir=tmp_path, max_steps=3)
+    callback = with_samples(trainer, 2, every_n_steps=2, seed=7)
+    trainer.train()
+    folder = tmp_path / "samples"
+    first, second = map(json.loads, (folder / "metadata.jsonl").read_text().splitlines())
+    assert (first["prompt"], first["seed"], second["seed"], second["step"]) == ("a cat", 7, 8, 3)
+    assert first["settings"]["num_inference_steps"] == 2 and first["settings"]["height"] == 64
+    assert first["references"] == ["1-reference-1.png", "1-reference-2.png"] and len(second["references"]) == 1
+    references = [PIL.Image.open(folder / name) for name in first["references"]]
+    for shown, given in zip(references, callback.rows[0]["references"], strict=True):
+        assert np.array_equal(shown, given)
+    with trainer.sampling():
+        again = trainer.pipeline(
+            prompt=first["prompt"],
+            image=references,
+            generator=torch.Generator().manual_seed(first["seed"]),
+            **first["settings"],
+        ).images[0]
+    assert np.array_equal(again, PIL.Image.open(folder / first["file_name"]))
+
+
+def test_samples_end_with_the_weights_that_are_kept(tmp_path):
+    """The best step's, where those are loaded when training ends."""
+    trainer = make_trainer(
+        output_dir=tmp_path,
+        max_steps=2,
+        eval_dataset=make_pairs(2, n_references=2),
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="epoch",
+        greater_is_better=False,
+    )
+    trainer._determine_best_metric = lambda metrics, trial: best_is_the_first(trainer)
+    callback = with_samples(trainer, 2, every_n_steps=1)
+    trainer.train()
+    assert trainer.state.best_global_step == 1
+    kept = callback._sample()[0]
+    assert np.array_equal(kept, PIL.Image.open(tmp_path / "samples" / "1.png"))
+
+
+def best_is_the_first(trainer) -> bool:
+    state = trainer.state
+    if state.global_step == 1:
+        state.best_global_step = 1
+        state.best_model_checkpoint = f"{trainer.args.output_dir}/checkpoint-1"
+    return state.global_step == 1

@@ -12,7 +12,6 @@ import numpy as np
 import PIL.Image
 from rich import print
 from rich.table import Table
-from transformers.trainer_callback import ProgressCallback
 
 from examples.pictures import caption, draw_training, save, sheet, show
 from trl_focus import FocusDPOConfig, FocusDPOTrainer, LogFocusMapsCallback
@@ -32,13 +31,6 @@ MEASURES = {
     "background_error": "error of the background",
     "residual": "error of the whole picture, given what it shows",
 }
-
-
-class ProgressBar(ProgressCallback):
-    """The bar alone: the metrics are drawn."""
-
-    def on_log(self, *args, **kwargs):
-        pass
 
 
 def draw_sheet(scenes, references, drawn: dict[str, np.ndarray], path: Path):
@@ -79,8 +71,6 @@ def main():
     trainer = FocusDPOTrainer(
         pipeline, args=args, train_dataset=pairs, callbacks=[LogFocusMapsCallback(every_n_steps=40)]
     )
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(ProgressBar)
     trainer.train()
     trainer.save_model()
     draw_training(trainer.state.log_history, OUTPUT / "training.png")

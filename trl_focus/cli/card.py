@@ -2,8 +2,15 @@
 
 
 def add_parser(subparsers):
-    parser = subparsers.add_parser("card", help="show the card of a trained model, and check its metadata")
-    parser.add_argument("model", metavar="FOLDER_OR_REPO", help="folder of a run, or id of a model on the Hub")
+    parser = subparsers.add_parser("card", help="show the card of a trained model, or write it anew")
+    parser.add_argument(
+        "model", metavar="FOLDER_OR_REPO", help="folder of a run or of a checkpoint, or id of a model on the Hub"
+    )
+    parser.add_argument(
+        "--rewrite",
+        action="store_true",
+        help="write README.md of a folder anew, from the run's facts (card.json) and the pictures that are there",
+    )
     return parser
 
 
@@ -19,10 +26,16 @@ def run(args) -> int:
 
     folder = Path(args.model)
     file = folder / "README.md"
-    if folder.exists() and not file.is_file():
+    if args.rewrite and not folder.is_dir():
+        raise InputError(f"{folder} is no folder: only the card of a run that is here can be written anew")
+    if folder.exists() and not file.is_file() and not args.rewrite:
         raise InputError(f"{folder} has no README.md: a run writes one when it saves its model")
     try:
         with refusals():
+            if args.rewrite:
+                from ..hub.card import write_card
+
+                write_card(folder)
             card = ModelCard.load(file if file.is_file() else args.model)
     except LocalEntryNotFoundError as error:
         raise ConnectionError(f"{args.model} is no folder here, and the Hub can't be reached: {error}") from error

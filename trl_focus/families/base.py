@@ -112,6 +112,11 @@ class Family:
         """What the pipeline's own encoding of prompts can be given, and the default of each."""
         return _defaults(self.pipeline.encode_prompt)
 
+    def call_settings(self, side: int) -> dict[str, Any]:
+        """What the pipeline is called with to draw as in training: images of `side` squared, prompts encoded alike."""
+        settings = {"height": side, "width": side, **self.encode_prompt_kwargs}
+        return {name: value for name, value in settings.items() if name in self.call_defaults}
+
     @classmethod
     def check_components(cls, missing: Iterable[str]):
         """Refuses a pipeline that lacks components that training needs."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import set_seed
+from datasets import Dataset
 from diffusers import DiffusionPipeline
 from peft import LoraConfig
 from torch.utils.data import DataLoader
@@ -21,11 +22,12 @@ from transformers.utils import logging
 
 from .._compat import _BaseTrainer, disable_dropout_in_model
 from ..callbacks import PreferenceCollapseCallback
+from ..callbacks.progress import closed_on_error, show_progress
 from ..data.collator import DataCollatorForDiffusionPreference
 from ..data.layout import LayoutRule, PreferenceRows, PreferenceStream
 from ..data.loader import preference_loader
 from ..data.preparation import PreferenceDataset, prepare_preferences
-from ..hub.card import lora_card
+from ..hub.card import card_facts, write_card
 from ..hub.lora import lora_metadata, save_lora
 from ..losses import PreferenceTerms, mean_error, preference_loss
 from ..noise import Noised, denoising_error, draw
@@ -214,6 +216,7 @@ class DiffusionDPOTrainer(_BaseTrainer):
             optimizers=optimizers,
         )
 
+        show_progress(self)
         for module in self.family.encoders:
             module.requires_grad_(False).eval().to(self.accelerator.device)
         self.ref_denoiser = None
@@ -466,8 +469,9 @@ class DiffusionDPOTrainer(_BaseTrainer):
         return None, None, None
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        self.check_finite()
+        with closed_on_error(self.callback_handler.callbacks):
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            self.check_finite()
         means = self._metrics["eval"].pop(self.accelerator)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
@@ -521,7 +525,7 @@ class DiffusionDPOTrainer(_BaseTrainer):
             return
         policy = self.accelerator.unwrap_model(self.model)
         save_lora(self.pipeline, self.family.denoiser_name, policy, output_dir, state_dict)
-        self._card().save(output_dir / "README.md")
+        write_card(output_dir, self._card_facts(output_dir))
         state = {
             "family": type(self.family).__name__,
             "denoiser": type(self.family.denoiser).__name__,
@@ -530,17 +534,32 @@ class DiffusionDPOTrainer(_BaseTrainer):
         }
         (output_dir / STATE_NAME).write_text(json.dumps(state, indent=2))
 
-    def _card(self, model_name: str | None = None, dataset_name: str | None = None, tags: list[str] | None = None):
-        return lora_card(
+    def _card_facts(
+        self,
+        folder: str | Path,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: list[str] | None = None,
+    ) -> dict[str, Any]:
+        data = self.train_dataset.dataset
+        repo = getattr(self, "hub_model_id", None) or self.args.hub_model_id
+        policy = self.accelerator.unwrap_model(self.model)
+        from_trackers = getattr(policy, "model_tags", None) or []
+        return card_facts(
             self.family,
             self.args,
-            name=model_name or (self.args.hub_model_id or Path(self.args.output_dir).resolve().name),
+            folder,
+            name=model_name or repo or Path(self.args.output_dir).resolve().name,
             method=self._name,
             paper=self._paper,
-            tags=[*self._tag_names, *(tags or [])],
+            tags=[*self._tag_names, *from_trackers, *(tags or [])],
+            lora=policy.peft_config[POLICY],
+            repo=repo,
             dataset=dataset_name,
-            lora=self.accelerator.unwrap_model(self.model).peft_config["default"],
-            log_history=self.state.log_history,
+            prompt=data.select_columns("prompt")[0]["prompt"] if isinstance(data, Dataset) else None,
+            with_references="references" in (data.column_names or ["references"]),
+            resolution=self.layout_rule.resolution,
+            state=self.state,
         )
 
     def create_model_card(
@@ -549,7 +568,7 @@ class DiffusionDPOTrainer(_BaseTrainer):
         """Writes the card of the LoRA to `args.output_dir`."""
         if self.is_world_process_zero():
             tags = [tags] if isinstance(tags, str) else tags
-            self._card(model_name, dataset_name, tags).save(Path(self.args.output_dir) / "README.md")
+            write_card(self.args.output_dir, self._card_facts(self.args.output_dir, model_name, dataset_name, tags))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """
@@ -569,7 +588,8 @@ class DiffusionDPOTrainer(_BaseTrainer):
         if resume_from_checkpoint:
             self._restore(Path(resume_from_checkpoint))
         self._metrics["train"] = DeviceMeans()  # an earlier run may have ended between two logs
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        with closed_on_error(self.callback_handler.callbacks):
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _restore(self, checkpoint: Path):
         for name in (STATE_NAME, TRAINER_STATE_NAME):
