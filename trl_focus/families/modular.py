@@ -31,6 +31,7 @@ class ModularFamily(Family):
             [key for key in pipeline.pretrained_component_names if key not in given],
             **({} if quantization_config is None else {"quantization_config": quantization_config}),
             **kwargs,
+            use_safetensors=True,
         )
         return pipeline
 

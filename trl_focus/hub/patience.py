@@ -61,8 +61,9 @@ def describe(error: Exception, token: str | None = None) -> str:
     """An error in a line, without the token: some cite the header that it stands in."""
     lines = str(error).strip().splitlines() or ["no answer"]
     text = f"{type(error).__name__}: {' '.join(filter(None, map(str.strip, lines)))}"
-    for secret in {token, get_token()} - {None, ""}:
-        text = text.replace(secret, "<token>")
+    for secret in (token, get_token()):
+        if secret and secret.strip():  # a line's end that came with it is cited in another way
+            text = text.replace(secret.strip(), "<token>")
     return text if text.endswith(".") else f"{text}."
 
 

@@ -107,6 +107,7 @@ class HubUploads:
         self._waiting: dict[str, Path] | None = None
         self._message = ""
         self._sources: dict[str, Path] = {}
+        self._folders: list[Path] = []
         self._staged = 0
         self._impatient_until = 0.0
         self._last: Future | None = None
@@ -154,8 +155,9 @@ class HubUploads:
         """
         with self._lock:
             self._staged += 1
+            folder = self.folder / STAGING / str(self._staged)
             try:
-                staged = _stage(files, self.folder / STAGING / str(self._staged))
+                staged = _stage(files, folder)
             except OSError as error:
                 self._give_up(sources, error)
                 nothing = Future()
@@ -164,6 +166,7 @@ class HubUploads:
             merged = self._waiting is not None
             kept = {path: file for path, file in (self._waiting or {}).items() if part_of(path) not in sources}
             self._waiting = {**kept, **staged}
+            self._folders = [*(self._folders if merged else []), folder]
             self._sources = {**(self._sources if merged else {}), **sources}
             self._message = message
             if not merged:
@@ -172,7 +175,7 @@ class HubUploads:
 
     def _send(self) -> CommitInfo | None:
         with self._lock:
-            files, sources, message = self._waiting, self._sources, self._message
+            files, sources, message, folders = self._waiting, self._sources, self._message, self._folders
             self._waiting = None
         waits = WAITS if time.monotonic() > self._impatient_until else ()
         try:
@@ -184,11 +187,12 @@ class HubUploads:
             self._give_up(sources, error)
             return None
         finally:
-            staging = self.folder / STAGING
-            for name in {file.relative_to(staging).parts[0] for file in files.values()}:
-                shutil.rmtree(staging / name, ignore_errors=True)
-            if staging.is_dir() and not any(staging.iterdir()):
-                staging.rmdir()
+            with self._lock:
+                for folder in folders:
+                    shutil.rmtree(folder, ignore_errors=True)
+                staging = self.folder / STAGING
+                if staging.is_dir() and not any(staging.iterdir()):
+                    staging.rmdir()
 
     def _give_up(self, sources: Mapping[str, Path], error: Exception):
         logger.warning(f"The push to {self.repo_id} failed: {describe(error, self.token)} Training goes on.")

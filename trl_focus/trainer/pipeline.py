@@ -145,7 +145,9 @@ def load_reference(ref_model, family: Family, args: "DiffusionDPOConfig") -> tor
             except OSError:  # a folder of the denoiser alone
                 classes = []
             _check_same_model(classes, config, family)
-            return expected.from_pretrained(str(ref_model), subfolder=family.denoiser_name, dtype=_dtype(args))
+            return expected.from_pretrained(
+                str(ref_model), subfolder=family.denoiser_name, dtype=_dtype(args), use_safetensors=True
+            )
         found = config["_class_name"]
     else:
         classes = []
