@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import huggingface_hub.utils._http as hub_http
 import pytest
-from huggingface_hub import close_session, constants
+from huggingface_hub import close_session, constants, file_download
 
 from tests.hub.loopback import LoopbackHub
 from trl_focus.hub import patience
@@ -28,8 +28,9 @@ def hub(monkeypatch, tmp_path_factory):
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setattr(patience, "SILENCE", 0.3)
-        monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=lambda seconds: None))
-        monkeypatch.setattr(hub_http, "time", SimpleNamespace(sleep=lambda seconds: None, monotonic=time.monotonic))
+        quick = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+        for module in (patience, hub_http, file_download):
+            monkeypatch.setattr(module, "time", quick)
         close_session()
         yield hub
         close_session()

@@ -15,6 +15,7 @@ from tests.fixtures.trainers import assert_equal_weights, lora_of
 from tests.hub.conftest import TOKEN
 from tests.hub.test_push import LORA, MODEL, REPO, STATES, make
 from trl_focus.hub import patience
+from trl_focus.hub.upload import HubUploads, run_files
 
 
 CREATE, LFS, COMMIT, LIST = ("POST", "/repos/create"), ("PUT", "/lfs/"), ("POST", "/commit/"), ("GET", "/revision/")
@@ -167,3 +168,16 @@ def test_a_full_disk_stops_the_push_and_not_the_training(hub, tmp_path, monkeypa
     trainer = run(tmp_path)
     assert trainer.state.global_step == 2 and "No space left" in caplog.text
     assert caplog.text.count("Not everything reached") == 1
+
+
+def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, tmp_path):
+    (tmp_path / "README.md").write_text("x")
+    uploads = HubUploads(tmp_path, REPO)
+    fault = hub.fail(*COMMIT, lost=True)
+    commit = uploads.push(run_files(tmp_path), "push", {".": tmp_path}).result()
+    history = hub.model(REPO).history()
+    assert (
+        fault.happened == 1
+        and [c.title for c in history] == ["push", "initial commit"]
+        and commit.oid == history[0].sha
+    )
