@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -204,8 +205,8 @@ def test_pushes_do_not_pile_up(hub, monkeypatch, uploads, names, expected):
     """Three that come while one runs are one more commit, of what is newest, and of every checkpoint that has its own name."""
     gate = held(hub, monkeypatch, uploads)
     first = push(uploads, "0", names[0])
-    while uploads._waiting is not None:
-        pass  # the thread has not begun
+    while uploads._waiting is not None:  # the thread has not begun
+        time.sleep(0.01)
     futures = [push(uploads, str(i), names[i]) for i in range(1, 4)]
     gate.set()
     uploads.wait()

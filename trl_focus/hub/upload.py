@@ -158,7 +158,8 @@ class HubUploads:
             folder = self.folder / STAGING / str(self._staged)
             try:
                 staged = _stage(files, folder)
-            except OSError as error:
+            except OSError as error:  # a full disk, say
+                shutil.rmtree(folder, ignore_errors=True)
                 self._give_up(sources, error)
                 nothing = Future()
                 nothing.set_result(None)
