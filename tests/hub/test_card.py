@@ -16,8 +16,8 @@ from tests.fixtures.pairs import make_pairs, random_image
 from tests.fixtures.pipelines import PIPELINES, TINY
 from tests.fixtures.trainers import make_focus_trainer, make_trainer
 from trl_focus import FocusDPOTrainer, LogFocusMapsCallback, LogSamplesCallback
-from trl_focus.hub import base_model, metrics
 from trl_focus.cli import main
+from trl_focus.hub import base_model, metrics
 from trl_focus.hub.card import write_card
 from trl_focus.hub.snippet import snippet
 

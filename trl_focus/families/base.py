@@ -95,7 +95,7 @@ class Family:
     @classmethod
     def load(cls, name: str, **kwargs):
         """The pipeline at a Hub id or in a folder, by diffusers' keyword arguments."""
-        return DiffusionPipeline.from_pretrained(name, **kwargs)
+        return DiffusionPipeline.from_pretrained(name, **kwargs, use_safetensors=True)
 
     @property
     def model_name(self) -> str | None:

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
-
+import torch
 from diffusers import ModularPipeline, PipelineQuantizationConfig
 
 from .base import HUB_KWARGS, Family
@@ -27,11 +27,22 @@ class ModularFamily(Family):
         pipeline.update_components(**given)
         if isinstance(quantization_config, PipelineQuantizationConfig):
             quantization_config = quantization_config.quant_mapping
+        names = [key for key in pipeline.pretrained_component_names if key not in given]
+        specs = {name: pipeline.get_component_spec(name) for name in names}
+        models = [
+            name
+            for name in names
+            if isinstance(cls := specs[name].type_hint, type) and issubclass(cls, torch.nn.Module)
+        ]
         pipeline.load_components(
-            [key for key in pipeline.pretrained_component_names if key not in given],
+            names,
             **({} if quantization_config is None else {"quantization_config": quantization_config}),
             **kwargs,
+            use_safetensors=dict.fromkeys(models, True),
         )
+        # diffusers warns, and leaves out what it could not load
+        if failed := [n for n in names if specs[n].pretrained_model_name_or_path and getattr(pipeline, n) is None]:
+            raise OSError(f"{', '.join(failed)} of {name} could not be loaded (weights must be safetensors).")
         return pipeline
 
     @property

@@ -75,10 +75,12 @@ def main(trainer_class: type, script_args: ScriptArguments, training_args, model
             ),
         )
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.save_model(training_args.output_dir)
-    trainer.accelerator.print(f"The LoRA is in {training_args.output_dir}.")
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=named_in_card(script_args))
+    else:
+        trainer.save_model()
+        trainer.create_model_card(dataset_name=named_in_card(script_args))
+    trainer.accelerator.print(f"The LoRA is in {training_args.output_dir}.")
     trainer.end()
     return trainer
 

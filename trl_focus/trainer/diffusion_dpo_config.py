@@ -18,7 +18,16 @@ def _one_of(name: str, value: Any, allowed: tuple):
         raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
 
 
-@dataclass
+def _without_tokens(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: f"<{key.upper()}>" if key.endswith("token") and isinstance(inner, str) else _without_tokens(inner)
+        for key, inner in value.items()
+    }
+
+
+@dataclass(repr=False)  # its own would show the token
 class DiffusionDPOConfig(_BaseConfig):
     r"""
     Configuration class for the [`DiffusionDPOTrainer`].
@@ -325,6 +334,16 @@ class DiffusionDPOConfig(_BaseConfig):
                 f"`train_sampling_strategy` is {self.train_sampling_strategy!r}; pairs are always batched by layout. "
                 "Use 'random' or 'sequential'."
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, as trackers log them: without tokens, those for loading the model included."""
+        return _without_tokens(super().to_dict())
+
+    def __repr__(self):
+        lines = "".join(f"{name}={value},\n" for name, value in sorted(self.to_dict().items()))
+        return f"{type(self).__name__}(\n{lines})"
+
+    __str__ = __repr__
 
     def _check_loss(self):
         if isinstance(self.loss_type, str):

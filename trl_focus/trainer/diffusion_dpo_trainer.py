@@ -16,8 +16,6 @@ from diffusers import DiffusionPipeline
 from peft import LoraConfig
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from .._compat import _BaseTrainer, disable_dropout_in_model
@@ -28,7 +26,7 @@ from ..data.layout import LayoutRule, PreferenceRows, PreferenceStream
 from ..data.loader import preference_loader
 from ..data.preparation import PreferenceDataset, prepare_preferences
 from ..hub.card import card_facts, write_card
-from ..hub.lora import lora_metadata, save_lora
+from ..hub.lora import save_lora
 from ..losses import PreferenceTerms, mean_error, preference_loss
 from ..noise import Noised, denoising_error, draw
 from .beta_controller import GradientFactorController
@@ -38,11 +36,12 @@ from .finite import FiniteAlarm
 from .metrics import DeviceMeans
 from .pipeline import load_pipeline, load_reference
 from .policy import POLICY, REFERENCE, add_frozen_copy, as_reference, check_lora, make_policy
+from .pushing import PushMixin
+from .resume import STATE_NAME, find_checkpoint, restore
 
 
 logger = logging.get_logger(__name__)
 
-STATE_NAME = "diffusion_dpo_state.json"
 LEVEL_BINS = [(0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0)]
 
 
@@ -64,7 +63,7 @@ class CellWeights(NamedTuple):
     parts: dict[str, torch.Tensor] = {}
 
 
-class DiffusionDPOTrainer(_BaseTrainer):
+class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
     """
     Trainer for Direct Preference Optimization of diffusion models, as in [Diffusion Model Alignment Using Direct
     Preference Optimization](https://huggingface.co/papers/2311.12908). It trains a LoRA on pairs of images.
@@ -520,10 +519,12 @@ class DiffusionDPOTrainer(_BaseTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None):
         """Writes the LoRA twice, as PEFT (from which training resumes) and as diffusers load it, and a card."""
         output_dir = Path(output_dir or self.args.output_dir)
-        super()._save(str(output_dir), state_dict)
         if not self.args.should_save:
             return
+        output_dir.mkdir(parents=True, exist_ok=True)
         policy = self.accelerator.unwrap_model(self.model)
+        # Not by the base, which pickles the arguments as well, and the token with them
+        policy.save_pretrained(output_dir, state_dict=state_dict)
         save_lora(self.pipeline, self.family.denoiser_name, policy, output_dir, state_dict)
         write_card(output_dir, self._card_facts(output_dir))
         state = {
@@ -574,61 +575,22 @@ class DiffusionDPOTrainer(_BaseTrainer):
         """
         Trains, from the start or from a checkpoint. See [`~transformers.Trainer.train`].
 
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                Folder of a checkpoint; `True` for the last one in `output_dir`; `"last-checkpoint"` for the last one in
+                `hub_model_id` on the Hub, if there is no such folder here.
+
         Raises:
-            ValueError: If the checkpoint is of another family or another kind of LoRA, or its reference is not here.
+            ValueError: If there is no such checkpoint, it is of another family or another kind of LoRA, or its reference is
+                not here.
         """
-        if resume_from_checkpoint is True:
-            found = Path(self.args.output_dir).is_dir()
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) if found else None
-            if resume_from_checkpoint is None:
-                raise ValueError(
-                    f"There is no checkpoint in `output_dir` ({self.args.output_dir}) to resume from. Leave "
-                    "`resume_from_checkpoint` out to start anew."
-                )
         if resume_from_checkpoint:
-            self._restore(Path(resume_from_checkpoint))
+            checkpoint = find_checkpoint(resume_from_checkpoint, self)
+            restore(self, checkpoint)
+            resume_from_checkpoint = str(checkpoint)
         self._metrics["train"] = DeviceMeans()  # an earlier run may have ended between two logs
         with closed_on_error(self.callback_handler.callbacks):
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-
-    def _restore(self, checkpoint: Path):
-        for name in (STATE_NAME, TRAINER_STATE_NAME):
-            if not (checkpoint / name).is_file():
-                raise ValueError(
-                    f"{checkpoint} is no checkpoint of this trainer: it has no {name}. Give a folder `checkpoint-<step>` of "
-                    "`output_dir`, or True for the last one there. A saved LoRA is continued by loading it into the pipeline."
-                )
-        state = json.loads((checkpoint / STATE_NAME).read_text())
-        policy = self.accelerator.unwrap_model(self.model)
-        here = type(self.family).__name__, type(self.family.denoiser).__name__
-        if (state["family"], state["denoiser"]) != here:
-            raise ValueError(
-                f"{checkpoint} is of the family {state['family']} ({state['denoiser']}), and this model of {here[0]} "
-                f"({here[1]}). Resume with the model that it was trained on."
-            )
-        theirs, ours = map(lora_metadata, (LoraConfig.from_pretrained(checkpoint), policy.peft_config[POLICY]))
-        if other := [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]:
-            raise ValueError(
-                f"{checkpoint} holds a LoRA with {', '.join(f'{key}={theirs.get(key)!r}' for key in other)}, and this trainer "
-                f"has {', '.join(f'{key}={ours.get(key)!r}' for key in other)}. Give the `peft_config` it was trained with."
-            )
-        if state["reference"] != self.reference:
-            if "model" in (state["reference"], self.reference):
-                raise ValueError(
-                    f"{checkpoint} was trained with `reference={state['reference']!r}`, and this trainer has "
-                    f"{self.reference!r}. {'Give' if state['reference'] == 'model' else 'Leave out'} the `ref_model`."
-                )
-            logger.warning(f"Restoring `reference={state['reference']!r}` from {checkpoint}.")
-            self.reference = state["reference"]
-            if self.reference == "initial_adapter":
-                add_frozen_copy(policy)  # its weights come with the checkpoint
-            else:
-                policy.delete_adapter(REFERENCE)
-        if self.reference == "initial_adapter":
-            # transformers before 5.23 would restore the frozen copy alone
-            policy.load_adapter(str(checkpoint), POLICY, is_trainable=True)
-        if self.beta_controller is not None and state["beta_controller"] is not None:
-            self.beta_controller.load_state_dict(state["beta_controller"])
 
     def _send_telemetry(self):
         """Sends nothing: TRL's base would report each run."""

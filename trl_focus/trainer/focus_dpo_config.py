@@ -8,7 +8,7 @@ from ..focus.maps import FOCUS_MAPS, MATCHINGS, PRIORS
 from .diffusion_dpo_config import DiffusionDPOConfig, _one_of
 
 
-@dataclass
+@dataclass(repr=False)
 class FocusDPOConfig(DiffusionDPOConfig):
     r"""
     Configuration class for the [`FocusDPOTrainer`].

@@ -77,7 +77,19 @@ def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", 
         if quantization_config is not None and not isinstance(quantization_config, PipelineQuantizationConfig):
             quantization_config = PipelineQuantizationConfig(quant_mapping={family.denoiser_name: quantization_config})
         kwargs = {} if quantization_config is None else {"quantization_config": quantization_config}
-        pipeline = family.load(str(model), **{**init_kwargs, **kwargs, "dtype": _dtype(args)})
+        if init_kwargs.pop("use_safetensors", True) is False:
+            raise ValueError(
+                "`model_init_kwargs` has `use_safetensors=False`, which reads weights by pickle: that can run code. Leave it out."
+            )
+        try:
+            pipeline = family.load(str(model), **{**init_kwargs, **kwargs, "dtype": _dtype(args)})
+        except OSError as error:
+            if "safetensors" not in str(error):
+                raise
+            raise ValueError(
+                f"{model} has weights that are not safetensors, and others are read by pickle, which can run code: {error} Save "
+                "the pipeline with `save_pretrained` where you trust it, and give that folder."
+            ) from error
     elif isinstance(model, DiffusionPipeline | ModularPipeline):
         if quantization_config is not None:
             raise ValueError(
@@ -145,7 +157,9 @@ def load_reference(ref_model, family: Family, args: "DiffusionDPOConfig") -> tor
             except OSError:  # a folder of the denoiser alone
                 classes = []
             _check_same_model(classes, config, family)
-            return expected.from_pretrained(str(ref_model), subfolder=family.denoiser_name, dtype=_dtype(args))
+            return expected.from_pretrained(
+                str(ref_model), subfolder=family.denoiser_name, dtype=_dtype(args), use_safetensors=True
+            )
         found = config["_class_name"]
     else:
         classes = []

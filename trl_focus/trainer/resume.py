@@ -1,0 +1,102 @@
+# Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
+
+import json
+from pathlib import Path
+
+from peft import LoraConfig
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from ..hub.checkpoint import download_checkpoint
+from ..hub.lora import lora_metadata
+from .policy import POLICY, REFERENCE, add_frozen_copy
+
+
+logger = logging.get_logger(__name__)
+
+STATE_NAME = "diffusion_dpo_state.json"
+ON_HUB = "last-checkpoint"  # the name that `hub_strategy="checkpoint"` gives it
+PICKLED_WEIGHTS = ("adapter_model.bin", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def find_checkpoint(which: str | bool, trainer) -> Path:
+    """
+    The folder of a checkpoint, fetched from the Hub if it is to come from there.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    args = trainer.args
+    if which is True:
+        found = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+        if found is None:
+            raise ValueError(
+                f"There is no checkpoint in `output_dir` ({args.output_dir}) to resume from. Leave "
+                "`resume_from_checkpoint` out to start anew."
+            )
+        return Path(found)
+    if str(which) != ON_HUB or Path(which).is_dir():
+        return Path(which)
+    if args.hub_model_id is None:
+        raise ValueError(
+            f"`resume_from_checkpoint={ON_HUB!r}` comes from the repository that the run is pushed to: set `hub_model_id`."
+        )
+    if trainer.is_deepspeed_enabled:
+        raise ValueError(
+            "DeepSpeed reads its checkpoints by pickle, which can run code, so none is taken from the Hub. Download it with "
+            f"`hf download {args.hub_model_id}`, and resume from the folder if you trust it."
+        )
+    with args.main_process_first(desc="fetching the checkpoint"):  # the others read its cache
+        return download_checkpoint(args.hub_model_id, args.hub_revision, args.hub_token)
+
+
+def restore(trainer, checkpoint: Path):
+    """
+    Brings a trainer to where a checkpoint of it stood, but for what transformers restores itself.
+
+    Raises:
+        ValueError: If the checkpoint is not whole, of another family or another kind of LoRA, or its reference is not here.
+    """
+    for name in (STATE_NAME, TRAINER_STATE_NAME):
+        if not (checkpoint / name).is_file():
+            raise ValueError(
+                f"{checkpoint} is no checkpoint of this trainer: it has no {name}. Give a folder `checkpoint-<step>` of "
+                "`output_dir`, or True for the last one there. A saved LoRA is continued by loading it into the pipeline."
+            )
+    if pickled := [name for name in PICKLED_WEIGHTS if (checkpoint / name).exists()]:
+        raise ValueError(
+            f"{checkpoint} holds weights as a pickle ({', '.join(pickled)}), which this trainer does not write and does not "
+            "read: it could run code. Remove it, and resume from the safetensors beside it."
+        )
+    state = json.loads((checkpoint / STATE_NAME).read_text())
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    here = type(trainer.family).__name__, type(trainer.family.denoiser).__name__
+    if (state["family"], state["denoiser"]) != here:
+        raise ValueError(
+            f"{checkpoint} is of the family {state['family']} ({state['denoiser']}), and this model of {here[0]} "
+            f"({here[1]}). Resume with the model that it was trained on."
+        )
+    theirs, ours = map(lora_metadata, (LoraConfig.from_pretrained(checkpoint), policy.peft_config[POLICY]))
+    if other := [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]:
+        raise ValueError(
+            f"{checkpoint} holds a LoRA with {', '.join(f'{key}={theirs.get(key)!r}' for key in other)}, and this trainer "
+            f"has {', '.join(f'{key}={ours.get(key)!r}' for key in other)}. Give the `peft_config` it was trained with."
+        )
+    if state["reference"] != trainer.reference:
+        if "model" in (state["reference"], trainer.reference):
+            raise ValueError(
+                f"{checkpoint} was trained with `reference={state['reference']!r}`, and this trainer has "
+                f"{trainer.reference!r}. {'Give' if state['reference'] == 'model' else 'Leave out'} the `ref_model`."
+            )
+        logger.warning(f"Restoring `reference={state['reference']!r}` from {checkpoint}.")
+        trainer.reference = state["reference"]
+        if trainer.reference == "initial_adapter":
+            add_frozen_copy(policy)  # its weights come with the checkpoint
+        else:
+            policy.delete_adapter(REFERENCE)
+    if trainer.reference == "initial_adapter":
+        # transformers before 5.23 would restore the frozen copy alone
+        policy.load_adapter(str(checkpoint), POLICY, is_trainable=True)
+    if trainer.beta_controller is not None and state["beta_controller"] is not None:
+        trainer.beta_controller.load_state_dict(state["beta_controller"])
