@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 from tests.fixtures.trainers import assert_equal_weights, lora_of
 from tests.hub.conftest import TOKEN
-from tests.hub.test_push import LORA, MODEL, REPO, STATES, make
+from tests.hub.test_push import CURVE, LORA, MODEL, REPO, STATES, make
 from trl_focus.hub import patience
 from trl_focus.hub.upload import HubUploads, run_files
 
@@ -62,12 +62,12 @@ def whole(hub, folder, there=True):
     """Asserts that the run is whole on this disk, and on the Hub, or that there is no file of it."""
     checkpoint = folder / "checkpoint-2"
     assert MODEL <= {path.name for path in folder.iterdir()}
-    assert MODEL | STATES == {path.name for path in checkpoint.iterdir()}
+    assert MODEL | STATES == {path.name for path in checkpoint.iterdir()} - {CURVE}
     repo = hub.repos.get(("models", REPO))
     if not there:
         assert repo is None or repo.files() == {}
         return
-    local = {name: folder / name for name in MODEL}
+    local = {name: folder / name for name in MODEL | {CURVE}}
     local |= {f"last-checkpoint/{path.name}": path for path in checkpoint.iterdir()}
     assert repo.files() == {name: path.read_bytes() for name, path in local.items()}
 
