@@ -9,7 +9,8 @@ import pytest
 from tests.fixtures.families import family_of
 from tests.fixtures.pipelines import TINY
 from trl_focus.families import FAMILIES
-from trl_focus.families.__main__ import families, families_text, main
+from trl_focus.families.__main__ import families, main
+from trl_focus.families.table import TABLE, families_text
 from trl_focus.noise import RectifiedFlow
 
 
@@ -40,17 +41,17 @@ def test_families_from_outside_are_listed_too(monkeypatch):
 
     monkeypatch.setitem(FAMILIES, "MyPipeline", Mine)
     assert row_of("MyPipeline")["references"] == [1, 3]
-    assert "1 to 3" in families_text()
+    assert "1 to 3" in families_text(families())
 
 
 def test_columns_are_aligned():
-    lines = families_text().splitlines()
+    lines = families_text(families()).splitlines()
     titles = ["family", "pipelines", "references", "predicts", "default LoRA targets", "block tapped"]
     starts = [lines[0].index(title) for title in titles]
     assert starts == sorted(starts) and starts[0] == 0
     for line in lines[1:]:
         assert all(line[start - 1 : start] in ("", " ") for start in starts[1:])
-    text = " ".join(families_text().split())
+    text = " ".join(families_text(families()).split())
     assert "ZImageOmni" in text and "none, or N with" in text and "0 to N" in text and "epsilon or v" in text
 
 
@@ -62,4 +63,10 @@ def test_json(capsys):
 def test_command():
     command = [sys.executable, "-m", "trl_focus.families"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert output.rstrip("\n") == families_text()
+    assert output.rstrip("\n") == families_text(families())
+
+
+def test_what_is_kept_is_what_the_registry_says():
+    assert json.loads(TABLE.read_text()) == families(), (
+        "write it anew: `python -m trl_focus.families --json > trl_focus/families/table.json`"
+    )

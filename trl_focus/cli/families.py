@@ -8,9 +8,11 @@ def add_parser(subparsers):
 
 
 def run(args) -> int:
+    import json
     import sys
 
-    from ..families.__main__ import families_text
+    from ..families.table import TABLE, families_text
 
-    sys.stdout.write(families_text(args.json) + "\n")
+    text = TABLE.read_text()
+    sys.stdout.write(text if args.json else families_text(json.loads(text)) + "\n")
     return 0

@@ -1,8 +1,11 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from .base import Family
+
+if TYPE_CHECKING:
+    from .base import Family
 
 
 # Class of a diffusers pipeline -> file of this folder and class in it. A new family is one file and one line here; a class of
@@ -25,7 +28,7 @@ FAMILIES = {
 }
 
 
-def family_class(pipeline_classes: list[str]) -> type[Family]:
+def family_class(pipeline_classes: list[str]) -> "type[Family]":
     """
     The family of a pipeline.
 
@@ -45,6 +48,12 @@ def family_class(pipeline_classes: list[str]) -> type[Family]:
     raise ValueError(
         f"{pipeline_classes[0]} is no pipeline of a known family. Known are: {', '.join(sorted(FAMILIES))}."
     )
+
+
+def __getattr__(name):  # without diffusers, until a family is needed
+    if name != "Family":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(".base", __name__).Family
 
 
 __all__ = ["FAMILIES", "Family", "family_class"]

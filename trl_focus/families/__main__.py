@@ -1,17 +1,17 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
-"""`python -m trl_focus.families`: the table of families, from the registry."""
+"""
+`python -m trl_focus.families`: the table of families, from the registry. `trl-focus families` prints what `table.json` keeps of it,
+without the imports: `python -m trl_focus.families --json > trl_focus/families/table.json`.
+"""
 
 import argparse
 import json
 import sys
-import textwrap
-from itertools import zip_longest
 from typing import Any
 
-from . import FAMILIES, Family, family_class
-
-
-WIDTH = 30  # of a column
+from . import FAMILIES, family_class
+from .base import Family
+from .table import families_text
 
 
 def families() -> list[dict[str, Any]]:
@@ -44,42 +44,11 @@ def families() -> list[dict[str, Any]]:
     ]
 
 
-def _cells(row: dict[str, Any]) -> dict[str, str]:
-    least, most = row["references"]
-    counts = "none" if most == 0 else str(least) if least == most else f"{least} to {'N' if most is None else most}"
-    takes = most != 0 or row["reference_positions"]
-    targets = row["lora_target_modules"]
-    return {
-        "family": row["family"],
-        "pipelines": ", ".join(row["pipelines"]),
-        "references": counts + (", or N with reference_positions" if row["reference_positions"] else ""),
-        "predicts": row["prediction_type"],
-        "default LoRA targets": targets if isinstance(targets, str) else ", ".join(targets),
-        "block tapped": f"half-way through {', '.join(row['blocks'])}" if takes and row["blocks"] else "none",
-    }
-
-
-def families_text(as_json: bool = False) -> str:
-    """The families as aligned columns, or as JSON."""
-    if as_json:
-        return json.dumps(families(), indent=2)
-    rows = [_cells(row) for row in families()]
-    table = [[*rows[0]], *([*row.values()] for row in rows)]
-    wrapped = [[textwrap.wrap(cell, WIDTH) for cell in row] for row in table]
-    widths = [max(len(line) for cell in column for line in cell) for column in zip(*wrapped, strict=True)]
-    lines = []
-    for row in wrapped:
-        for parts in zip_longest(*row, fillvalue=""):
-            cells = (part.ljust(width) for part, width in zip(parts, widths, strict=True))
-            lines.append("  ".join(cells).rstrip())
-        lines.append("")
-    return "\n".join(lines[:-1])
-
-
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser("python -m trl_focus.families", description="The families of models that train.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
-    sys.stdout.write(families_text(parser.parse_args(arguments).json) + "\n")
+    as_json = parser.parse_args(arguments).json
+    sys.stdout.write((json.dumps(families(), indent=2) if as_json else families_text(families())) + "\n")
 
 
 if __name__ == "__main__":
