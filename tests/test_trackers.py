@@ -3,7 +3,6 @@
 
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,8 +109,6 @@ def test_wandb(tmp_path, monkeypatch):
 
 
 def test_trackio(tmp_path, monkeypatch):
-    if find_spec("trackio") is None:
-        pytest.skip("trackio is not installed: its releases ask for an older pillow than the pinned one")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     trainer = train(tmp_path, "trackio")
     from trackio.sqlite_storage import SQLiteStorage
