@@ -60,9 +60,10 @@ METHODS: dict[str, dict] = {
     "patch": {"focus_map": "patch"},
     "focus-paper": {"focus_map": "focus", "focus_matching": "top_k", "leak_weight": 0.0},
     "focus": {"focus_map": "focus"},
+    "focus-shown": {"focus_map": "focus", "subject_gate": "shown"},
     "oracle": {"focus_map": "mask"},  # with masks of the subjects in which the pair differs as the label says
 }
-MAIN_METHODS = ("dpo", "focus", "mask", "oracle")
+MAIN_METHODS = ("dpo", "focus", "focus-shown", "mask", "oracle")
 PER_SCENE = ("identity", "leakage", "background_error", "residual")  # kept for each scene, for intervals
 TUNED_REGIMES = ("nuisance-strong", "confounded-chosen", "on-policy")
 

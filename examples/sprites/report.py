@@ -21,7 +21,7 @@ from .compare import METHODS, PER_SCENE, REGIMES, RESULTS, TUNED_REGIMES, stored
 IMAGES = Path("docs/images")
 WORSE = 0.01  # by how much a chosen point may raise the residual over the base's: nothing wins by wrecking the picture
 COLOURS = dict(
-    zip(METHODS, ("#8a9199", "#22262b", "#1f6fb4", "#7b5ea7", "#d9a302", "#d95f02", "#1b8a5a"), strict=True)
+    zip(METHODS, ("#8a9199", "#22262b", "#1f6fb4", "#7b5ea7", "#d9a302", "#d95f02", "#b2182b", "#1b8a5a"), strict=True)
 )
 
 

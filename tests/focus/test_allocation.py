@@ -8,7 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_focus.focus.allocation import LEAST, FocusWeights, detail_gate, focus_parts, match_share, normalise, weigh
+from trl_focus.focus.allocation import (
+    LEAST,
+    FocusWeights,
+    detail_gate,
+    focus_parts,
+    match_share,
+    normalise,
+    subject_gate,
+    weigh,
+)
 from trl_focus.focus.correspondence import Correspondence, alignment_ratio, graded, top_k
 
 
@@ -301,7 +310,14 @@ def whole(prior_BHW, matched_BHW, leak_BHW, detail_BHW, level_B, masks_BSHW):
     correspondence = Correspondence(matched_BHW, leak_BHW)
     gate_B = detail_gate(level_B, alignment_ratio(matched_BHW, prior_BHW), "alignment", 0.5)
     weights_BHW = compose(prior_BHW, correspondence, detail_BHW, gate_B, level_B, DEFAULT)
-    return match_share(level_B), gate_B, weights_BHW, *(normalise(prior_BHW, how, masks_BSHW) for how in HOW)
+    by_subject_BS = subject_gate(matched_BHW, masks_BSHW)
+    return (
+        match_share(level_B),
+        gate_B,
+        weights_BHW,
+        by_subject_BS,
+        *(normalise(prior_BHW, how, masks_BSHW) for how in HOW),
+    )
 
 
 def test_nothing_waits_for_the_device_and_nothing_has_a_gradient():

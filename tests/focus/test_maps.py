@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_focus.focus.allocation import GATES, FocusWeights, match_share
+from trl_focus.focus.allocation import GATES, SUBJECT_GATES, FocusWeights, match_share
 from trl_focus.focus.correspondence import graded, top_k
 from trl_focus.focus.maps import (
     FOCUS_MAPS,
@@ -107,6 +107,27 @@ class TestFocus:
             + 0.2 * gate * (1 - LEVELS[:, None, None]) * DETAIL
         )
         torch.testing.assert_close(focus(FULL, FocusSettings(matching=matching))["weights"], expected)
+
+    def test_subjects_count_as_far_as_the_chosen_image_shows_them(self):
+        """Two subjects of a row of cells each, the second of which no image shows: by hand, with a matched share of 0.5."""
+        rows = torch.eye(2)[None, :, :, None].expand(2, 2, 2, 3)
+        masks = torch.cat([rows, torch.zeros(2, 2, 1, 3)], dim=2)  # and a row of background
+        similarity = torch.zeros(2, 2, 3, 3)
+        similarity[0, 0, 0] = 0.5  # the first reference, on the first subject's row of the chosen image
+        similarity[1, 1, 1] = 0.9  # the second on the rejected one: not what is asked
+        given = FocusContext(torch.ones(2), (3, 3), masks, similarity, torch.tensor([[0, 1]] * 2))
+        maps = focus(given, FocusSettings(subject_gate="shown"))
+        gate = torch.tensor([1, 0.02 / 0.52, 0])[:, None].expand(3, 3)
+        torch.testing.assert_close(maps["prior"], torch.stack([gate] * 2))
+        expected = 0.1 + gate * (0.4 + 0.2 * torch.tensor([0.5, 1, 0])[:, None])
+        torch.testing.assert_close(maps["weights"][0], expected)
+        plain = focus(given, FocusSettings())
+        assert plain["prior"].sum() == 12 and plain["weights"][0, 1, 0] > 10 * (maps["weights"][0, 1, 0] - 0.1)
+
+    def test_a_subject_alone_is_not_gated(self):
+        alone = replace(FULL, subject_masks_BSHW=MASKS[:, :1], reference_subjects_BR=torch.zeros_like(SUBJECTS))
+        gated, plain = (focus(alone, FocusSettings(subject_gate=gate)) for gate in SUBJECT_GATES)
+        torch.testing.assert_close(gated["weights"], plain["weights"])
 
     def test_gate_by_alignment(self):
         """Images that match their references get their detail, whatever the level; without references none does."""
@@ -227,11 +248,12 @@ def contexts(draw):
     st.sampled_from(MATCHINGS),
     st.sampled_from(GATES),
     st.floats(0, 1),
+    st.sampled_from(SUBJECT_GATES),
 )
-def test_weights_whatever_comes_in(given, name, where, matching, gate, threshold):
+def test_weights_whatever_comes_in(given, name, where, matching, gate, threshold, by_subject):
     if where == "similarity" and given.similarity_BRHW is None:
         where = "masks"  # the data would have been refused
-    maps = FOCUS_MAPS[name](given, FocusSettings(FocusWeights(), where, matching, gate, threshold))
+    maps = FOCUS_MAPS[name](given, FocusSettings(FocusWeights(), where, matching, gate, threshold, by_subject))
     for part in maps.values():
         assert part.shape == (len(given.level_B), *given.grid) and not part.requires_grad
         assert part.isfinite().all() and (part >= 0).all() and (part <= 1 + 1e-6).all()

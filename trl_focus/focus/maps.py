@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .allocation import FocusWeights, detail_gate, focus_parts, match_share, weigh
+from .allocation import FocusWeights, detail_gate, focus_parts, match_share, subject_gate, weigh
 from .correspondence import Correspondence, alignment_ratio, graded, masks_from_similarity, top_k
 
 
@@ -65,6 +65,8 @@ class FocusSettings:
             How similarity becomes correspondence: `"graded"`, `"top_k"`, or `"none"`.
         gate (`str`), gate_threshold (`float`):
             When detail counts: see [`detail_gate`].
+        subject_gate (`str`):
+            Which subjects count: those that are `"shown"`, see [`~allocation.subject_gate`], or all of them alike, `"none"`.
     """
 
     weights: FocusWeights = FocusWeights()
@@ -72,6 +74,7 @@ class FocusSettings:
     matching: str = "graded"
     gate: str = "level"
     gate_threshold: float = 0.5
+    subject_gate: str = "none"
 
 
 def needs(*inputs: str):
@@ -177,6 +180,10 @@ def focus(context: FocusContext, settings: FocusSettings) -> dict[str, torch.Ten
         # Without references there is nothing to be aligned with
         alignment_B = torch.zeros_like(context.level_B) if found is None else alignment_ratio(found[0], prior_BHW)
         gate_B = detail_gate(context.level_B, alignment_B, settings.gate, settings.gate_threshold)
+    if found is not None and settings.subject_gate == "shown" and context.subject_masks_BSHW.shape[1] > 0:
+        masks_BSHW = context.subject_masks_BSHW
+        gated_BSHW = masks_BSHW * subject_gate(found.matched_BHW, masks_BSHW)[..., None, None]
+        prior_BHW = prior(replace(context, subject_masks_BSHW=gated_BSHW))
     parts = focus_parts(prior_BHW, found, context.detail_BHW, gate_B, context.level_B)
     return {**parts, "weights": weigh(parts, settings.weights)}
 

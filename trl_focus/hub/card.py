@@ -66,6 +66,7 @@ FURTHER_SETTINGS = (
     "detail_weight",
     "detail_gate",
     "detail_threshold",
+    "subject_gate",
     "warmup_steps",
     "weight_decay",
     "max_grad_norm",

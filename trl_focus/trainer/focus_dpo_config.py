@@ -3,7 +3,7 @@
 import math
 from dataclasses import astuple, dataclass, field
 
-from ..focus.allocation import GATES, NORMALIZATIONS, FocusWeights
+from ..focus.allocation import GATES, NORMALIZATIONS, SUBJECT_GATES, FocusWeights
 from ..focus.maps import FOCUS_MAPS, MATCHINGS, PRIORS
 from .diffusion_dpo_config import DiffusionDPOConfig, _one_of
 
@@ -59,6 +59,10 @@ class FocusDPOConfig(DiffusionDPOConfig):
             its references is at least that.
         detail_threshold (`float`, *optional*, defaults to `0.5`):
             Threshold of the gate, in [0, 1].
+        subject_gate (`str`, *optional*, defaults to `"none"`):
+            Which subjects of a pair `"focus"` weighs: all of them alike (`"none"`), or each as far as the chosen image shows
+            its reference (`"shown"`), relative to the subject shown best. Where one subject of a pair is beside the point,
+            it then weighs little.
     """
 
     focus_map: str = field(
@@ -131,6 +135,14 @@ class FocusDPOConfig(DiffusionDPOConfig):
         },
     )
     detail_threshold: float = field(default=0.5, metadata={"help": "Threshold of the gate, in [0, 1]."})
+    subject_gate: str = field(
+        default="none",
+        metadata={
+            "help": "Which subjects of a pair 'focus' weighs: 'shown', each as far as the chosen image shows its reference, "
+            "relative to the subject shown best; or 'none', all of them alike.",
+            "choices": [*SUBJECT_GATES],
+        },
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -138,6 +150,7 @@ class FocusDPOConfig(DiffusionDPOConfig):
         _one_of("focus_prior", self.focus_prior, PRIORS)
         _one_of("focus_normalization", self.focus_normalization, NORMALIZATIONS)
         _one_of("detail_gate", self.detail_gate, GATES)
+        _one_of("subject_gate", self.subject_gate, SUBJECT_GATES)
         if self.focus_matching is not None:
             _one_of("focus_matching", self.focus_matching, MATCHINGS)
         if isinstance(self.focus_blocks, str) or self.focus_blocks == []:

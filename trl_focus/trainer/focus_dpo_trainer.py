@@ -119,7 +119,12 @@ class FocusDPOTrainer(DiffusionDPOTrainer):
     def _focus_settings(self) -> FocusSettings:
         args = self.args
         return FocusSettings(
-            args.focus_weights, args.focus_prior, args.focus_matching, args.detail_gate, args.detail_threshold
+            args.focus_weights,
+            args.focus_prior,
+            args.focus_matching,
+            args.detail_gate,
+            args.detail_threshold,
+            args.subject_gate,
         )
 
     def _prepare_dataset(self, dataset):
