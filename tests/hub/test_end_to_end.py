@@ -42,7 +42,8 @@ SETTINGS = {
 PUSH = f"""
 from tests.fixtures.pairs import make_pairs
 from tests.fixtures.pipelines import PIPELINES
-make_pairs(8, n_references=2).push_to_hub({PAIRS!r}, private=True)
+from trl_focus import push_preference_dataset
+push_preference_dataset(make_pairs(8, n_references=2), {PAIRS!r}, private=True)
 PIPELINES["flux2_klein"]().push_to_hub({BASE!r}, private=True)
 """
 
@@ -92,10 +93,12 @@ def test_from_the_hub_and_back(hub, tmp_path):
     def train(name, **settings):
         config = tmp_path / f"{name}.yaml"
         config.write_text(yaml.safe_dump({**SETTINGS, "output_dir": str(tmp_path / name), **settings}))
-        return run("-m", "trl_focus.scripts.focus_dpo", "--config", config, home="train")
+        return run("-m", "trl_focus", "train", "focus", "--config", config, home="train")
 
     run("-c", PUSH, home="push")
     assert {("models", BASE), ("datasets", PAIRS)} == set(hub.repos)
+
+    assert "these pairs can be trained on" in run("-m", "trl_focus", "validate", PAIRS, home="validate")
 
     train("straight")
     repo = hub.model(LORA)
