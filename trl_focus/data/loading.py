@@ -174,12 +174,15 @@ def load_mixture(parts: Sequence[Mapping[str, Any]], streaming: bool = False) ->
         InputError: If a part can't be loaded, has unknown fields, or the parts don't fit together.
     """
     for part in parts:
-        if "path" not in part or any(field not in MIXTURE_FIELDS for field in part):
+        if not isinstance(part.get("path"), str) or any(field not in MIXTURE_FIELDS for field in part):
             raise InputError(
-                f"an entry of `datasets` is {dict(part)}: it needs `path`, and may have {', '.join(MIXTURE_FIELDS[1:])}"
+                f"an entry of `datasets` is {dict(part)}: it needs `path`, an id or a folder, and may have "
+                f"{', '.join(MIXTURE_FIELDS[1:])}"
             )
     fractions = [part.get("fraction") for part in parts]
     given = [fraction for fraction in fractions if fraction is not None]
+    if not all(isinstance(fraction, int | float) for fraction in given):
+        raise InputError(f"`fraction` of `datasets` is {listed(given)}, which are not all numbers")
     if given and (len(given) < len(parts) or streaming or min(given) <= 0):
         raise InputError("`fraction` is set above 0 for all of `datasets` or for none, and not for streams")
     loaded = [
