@@ -151,6 +151,14 @@ def test_push_without_push_to_hub(hub, tmp_path):
     assert hub.model(REPO).private
 
 
+def test_a_repository_that_is_made_late_is_private_too(hub, tmp_path):
+    hub.fail("POST", "/repos/create", times=1, status=403)
+    trainer = make(tmp_path, save_strategy="no", max_steps=1)
+    assert not trainer._uploads.created
+    trainer.push_to_hub(private=True)
+    assert hub.model(REPO).private
+
+
 def test_the_token_is_nowhere(hub, tmp_path, capfd, monkeypatch):
     secrets = ["hf_ByHubToken", "hf_ByModelInitKwargs"]
     hub.users[secrets[0]] = "alice"
