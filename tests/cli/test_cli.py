@@ -82,6 +82,14 @@ def test_env_tells_versions_and_nothing_of_the_user(tmp_path):
     assert "secret" not in out and str(tmp_path) not in out and str(Path.home()) not in out
 
 
+@pytest.mark.parametrize("text", ["a: [", "- a"])
+def test_env_with_a_broken_config_of_accelerate(text, tmp_path):
+    (tmp_path / "accelerate").mkdir()
+    (tmp_path / "accelerate" / "default_config.yaml").write_text(text)
+    done = command("env", HF_HOME=str(tmp_path))
+    assert done.returncode == 0 and "- accelerate config: there, but no YAML mapping\n" in done.stdout
+
+
 def test_families(capsys):
     assert main(["families", "--json"]) == 0
     assert any("Flux2Pipeline" in row["pipelines"] for row in json.loads(capsys.readouterr().out))

@@ -81,6 +81,13 @@ def test_trains_in_this_process(run, launched, tmp_path, capsys):
     assert "The LoRA is in" in capsys.readouterr().out
 
 
+def test_the_card_of_every_save_names_the_data(run, launched, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "named_in_card", lambda arguments: "ann/pairs")
+    assert main(["train", "dpo", "--config", run()]) == 0
+    for folder in ("out", "out/checkpoint-1"):
+        assert "datasets: ann/pairs" in (tmp_path / folder / "README.md").read_text()
+
+
 def test_arguments_of_the_launcher_are_taken_out(run, launched):
     config = run(num_machines=1, use_cpu=True)
     line = ["--config", config, "--seed", "2", "--num_processes", "2", "--multi_gpu", "--max_steps=3"]
@@ -164,6 +171,14 @@ REFUSED = {
     "columns": ({"columns": {"prompt": "caption"}}, "`columns` names 'caption', and the dataset has 'prompt'"),
     "LoRA of nothing": ({"lora_target_modules": ["nothing"]}, "nothing"),
     "environment": ({"env": "a"}, "`env` field should be a dict"),
+    "list in place of a number": ({"resolution": [64]}, "`resolution` is [64] in the configuration file"),
+    "half a pair": ({"per_device_train_batch_size": 2.5}, "is 2.5 in the configuration file, and should be a whole"),
+    "mixture of one": ({"dataset_name": None, "datasets": "./nowhere"}, "./nowhere is no folder"),
+    "mixture of a number": ({"dataset_name": None, "datasets": [{"path": 3}]}, "it needs `path`, an id or a folder"),
+    "shares in words": (
+        {"dataset_name": None, "datasets": [{"path": "pairs", "fraction": "half"}]},
+        "`fraction` of `datasets` is 'half'",
+    ),
     "both kinds of data": ({"datasets": ["a"]}, "either `dataset_name`"),
 }
 
@@ -175,6 +190,20 @@ def test_refused(changes, message, run, launched, capsys, tmp_path, monkeypatch)
     error = capsys.readouterr().err.split("error: ")[-1]
     assert message in error and len(error.splitlines()) <= 3
     assert not (tmp_path / "out").exists()
+
+
+NO_CHECKPOINT = {
+    "./nowhere": "no checkpoint of this trainer",
+    "last-checkpoint": "set `hub_model_id`",
+    "true": "no checkpoint in `output_dir`",
+}
+
+
+@pytest.mark.parametrize("checkpoint, message", NO_CHECKPOINT.items(), ids=NO_CHECKPOINT)
+def test_checkpoint_that_is_not_there(checkpoint, message, run, launched, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "dpo", "--config", run(), "--resume_from_checkpoint", checkpoint]) == 2
+    assert message in capsys.readouterr().err.split("error: ")[-1]
 
 
 def test_refused_on_the_command_line(run, launched, capsys, tmp_path):
@@ -228,6 +257,10 @@ class TestScriptArguments:
         given = ["user/a", '{"path": "user/b", "fraction": 0.5}', {"path": "user/c"}]
         parts = ScriptArguments(datasets=given).datasets
         assert parts == [{"path": "user/a"}, {"path": "user/b", "fraction": 0.5}, {"path": "user/c"}]
+
+    def test_a_single_one_without_a_list(self):
+        assert ScriptArguments(datasets="user/a").datasets == [{"path": "user/a"}]
+        assert ScriptArguments(datasets={"path": "user/a"}).datasets == [{"path": "user/a"}]
 
     def test_columns(self):
         assert ScriptArguments("a", columns='{"prompt": "caption"}').columns == {"prompt": "caption"}

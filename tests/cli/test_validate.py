@@ -46,7 +46,8 @@ def test_broken(broken, folder, capsys):
 
 # What a stream reads row by row; the others differ in what is asked for, or in how a stream of them begins
 STREAMED = ("empty prompt", "0 bytes", "decompression bomb", "tie", "other aspect ratio", "mask of another size",
-            "path to elsewhere", "URL", "link to elsewhere", "the same pair twice", "transparent")  # fmt: skip
+            "path to elsewhere", "URL", "link to elsewhere", "the same pair twice", "transparent",
+            "rows elsewhere", "saved rows elsewhere")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", STREAMED)

@@ -4,6 +4,7 @@
 import io
 import socket
 import subprocess
+import zipfile
 
 import numpy as np
 import PIL.Image
@@ -20,6 +21,19 @@ from trl_focus.data.images import FORMATS, MAX_PIXELS, container_of, is_transpar
 def test_formats(format):
     image = decode_image(content(encoded(picture(), format)))
     np.testing.assert_allclose(np.array(image.convert("RGB"))[0, 0], (255, 0, 0), atol=2)
+
+
+def test_what_an_archive_unpacks_to_is_limited(tmp_path, monkeypatch):
+    monkeypatch.setattr("trl_focus.data.images.MAX_BYTES", 10**5)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("good.png", encoded(picture()))
+        archive.writestr("bomb.png", encoded(picture()) + bytes(10**7))
+    assert (tmp_path / "a.zip").stat().st_size < 10**5
+    decode_image({"bytes": None, "path": f"zip://good.png::{tmp_path}/a.zip"})
+    with pytest.raises(ValueError, match="its file has more than 100000 bytes"):
+        decode_image({"bytes": None, "path": f"zip://bomb.png::{tmp_path}/a.zip"})
+    with pytest.raises(ValueError, match="its file has more than 100000 bytes"):
+        decode_image(content(encoded(picture()) + bytes(10**7)))
 
 
 def test_no_other_program_is_started(monkeypatch):

@@ -76,6 +76,20 @@ def test_images_in_an_archive(folder, tmp_path):
         assert inspect_row(row).problems == []
 
 
+@pytest.mark.parametrize("build", [FOLDERS["parquet"], FOLDERS["images"], FOLDERS["save_to_disk"]])
+def test_a_snapshot_of_the_cache(build, tmp_path):
+    # as `hf download` leaves it: each file a link to one in `blobs`
+    snapshot, blobs = tmp_path / "datasets--a--b" / "snapshots" / "1", tmp_path / "datasets--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    build(snapshot)
+    for number, file in enumerate(sorted(path for path in snapshot.rglob("*") if path.is_file())):
+        blob = file.rename(blobs / str(number))
+        file.symlink_to(blob)
+    (row,) = load_preferences(str(snapshot), streaming=True)
+    assert row["prompt"] == "train" and inspect_row(row).problems == []
+
+
 def test_places(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     cache, unpacked, address = places_of("user/pairs", local=False)
@@ -186,13 +200,25 @@ class TestSplits:
 
     def test_what_the_hub_is_asked_for(self, monkeypatch):
         seen = []
-        monkeypatch.setattr(
-            datasets, "load_dataset", lambda path, **kwargs: seen.append((path, kwargs)) or table(pair())
-        )
+
+        class Builder:
+            config = datasets.BuilderConfig()
+
+            def __init__(self, path, **kwargs):
+                self.asked = path, kwargs
+
+            def download_and_prepare(self):
+                pass
+
+            def as_dataset(self, split):
+                seen.append((*self.asked, split))
+                return table(pair())
+
+        monkeypatch.setattr(datasets, "load_dataset_builder", Builder)
         arguments = ScriptArguments("user/pairs", "big", "v1", dataset_test_split="dev")
         load_splits(arguments, True, 0)
-        common = {"name": "big", "revision": "v1", "streaming": False}
-        assert seen == [("user/pairs", {**common, "split": split}) for split in ("train", "dev")]
+        asked = {"name": "big", "revision": "v1"}
+        assert seen == [("user/pairs", asked, "train"), ("user/pairs", asked, "dev")]
 
 
 @pytest.mark.parametrize(

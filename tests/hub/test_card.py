@@ -266,6 +266,10 @@ def test_the_command_writes_it_anew(run, tmp_path, capsys):
     (tmp_path / "card.json").unlink()
     assert main(["card", str(tmp_path), "--rewrite"]) == 2
     assert "has no card.json" in capsys.readouterr().err
+    for text in ("{}", "[]", "{"):
+        (tmp_path / "card.json").write_text(text)
+        assert main(["card", str(tmp_path), "--rewrite"]) == 2
+        assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_without_matplotlib_there_is_no_curve(run, tmp_path, monkeypatch):

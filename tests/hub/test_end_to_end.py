@@ -102,9 +102,11 @@ def test_from_the_hub_and_back(hub, tmp_path):
 
     train("straight")
     repo = hub.model(LORA)
-    assert repo.private and [commit.title for commit in repo.history()][:1] == ["End of training"]
+    # the save of the last step has all that the end has, and no commit is made of nothing
+    assert repo.private and repo.history()[0].title in ("Training in progress, step 4", "End of training")
     straight = repo.files()
     assert f"base_model: {BASE}" in straight["README.md"].decode() and PAIRS in straight["README.md"].decode()
+    assert PAIRS in straight["checkpoint-2/README.md"].decode()
     assert "checkpoint-2/optimizer.pt" in straight and not [path for path in straight if path.endswith(".bin")]
 
     run("-c", SAMPLE, tmp_path / "straight", tmp_path / "samples.pt", home="sample")

@@ -122,6 +122,9 @@ def test_the_lora_loads_by_its_id_at_every_push(hub, tmp_path):
 def test_pictures_and_curves_are_pushed_and_the_rest_of_the_folder_is_not(hub, tmp_path):
     (tmp_path / "_notes.txt").write_text("mine")
     (tmp_path / "training_args.bin").write_bytes(b"of an older release")
+    (tmp_path / "focus_maps" / ".git").mkdir(parents=True)
+    for name in (".env", ".git/config", "_notes.txt"):
+        (tmp_path / "focus_maps" / name).write_text("mine")
     trainer = make(
         tmp_path, callbacks=[LogFocusMapsCallback(1)], report_to="tensorboard", save_strategy="no", max_steps=1
     )
@@ -130,6 +133,7 @@ def test_pictures_and_curves_are_pushed_and_the_rest_of_the_folder_is_not(hub, t
     paths = set(hub.model(REPO).files()) - MODEL
     assert "focus_maps/step-000000.png" in paths and any("tfevents" in path for path in paths)
     assert {path.split("/")[0] for path in paths} == {"focus_maps", "runs"}
+    assert not [part for path in paths for part in path.split("/") if part[0] in "._"]
 
 
 def test_a_branch_is_made_and_no_owner_need_be_named(hub, tmp_path):
@@ -148,6 +152,14 @@ def test_push_without_push_to_hub(hub, tmp_path):
     assert not hub.requests
     commit = trainer.push_to_hub(commit_message="by hand", private=True, blocking=False).result()
     assert commit.oid == hub.model(REPO).history()[0].sha and hub.model(REPO).history()[0].title == "by hand"
+    assert hub.model(REPO).private
+
+
+def test_a_repository_that_is_made_late_is_private_too(hub, tmp_path):
+    hub.fail("POST", "/repos/create", times=1, status=403)
+    trainer = make(tmp_path, save_strategy="no", max_steps=1)
+    assert not trainer._uploads.created
+    trainer.push_to_hub(private=True)
     assert hub.model(REPO).private
 
 

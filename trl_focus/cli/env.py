@@ -56,5 +56,10 @@ def _accelerate_config() -> str:
     if not file.is_file():
         return "none"
     names = ("distributed_type", "num_processes", "num_machines", "mixed_precision", "use_cpu")
-    config = yaml.safe_load(file.read_text()) or {}
+    try:
+        config = yaml.safe_load(file.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError):
+        config = None
+    if not isinstance(config, dict):
+        return "there, but no YAML mapping"
     return ", ".join(f"{name}={config[name]}" for name in names if name in config)

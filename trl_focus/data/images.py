@@ -18,6 +18,7 @@ MASK_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 IMAGE_MODES = (*MASK_MODES, "PA", "RGBX", "CMYK", "YCbCr", "HSV")  # 8 bits: RGB conversion clips the deeper ones
 
 MAX_PIXELS = 8192**2
+MAX_BYTES = 8 * MAX_PIXELS  # as many pixels without compression; a few bytes in an archive may unpack to any number
 
 # Pillow reads many more, some of them through other programs: EPS through Ghostscript
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
@@ -38,7 +39,7 @@ def decode_image(value: PIL.Image.Image | Mapping[str, Any]) -> PIL.Image.Image:
 
     Raises:
         TypeError: If the value is neither.
-        ValueError: If it can't be decoded, is animated, or has more than `MAX_PIXELS` pixels.
+        ValueError: If it can't be decoded, is animated, or has more than `MAX_PIXELS` pixels or `MAX_BYTES` bytes.
     """
     if not isinstance(value, PIL.Image.Image | Mapping):
         raise TypeError(
@@ -89,7 +90,9 @@ def _opened(value: Mapping[str, Any]) -> PIL.Image.Image:
         if "://" not in container and Path(container).exists() and not Path(container).is_file():
             raise ValueError(f"{path} is not a file")
         with xopen(path, "rb") as opened:
-            file = BytesIO(opened.read())
+            file = BytesIO(opened.read(MAX_BYTES + 1))
+    if len(file.getbuffer()) > MAX_BYTES:
+        raise ValueError(f"its file has more than {MAX_BYTES} bytes, the most that are read: save it smaller")
     if not file.getbuffer():
         raise ValueError(f"{path or 'it'} is empty (0 bytes)")
     PIL.Image.init()

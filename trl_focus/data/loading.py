@@ -10,7 +10,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from ..errors import InputError, is_input, refusals
 from .converters import from_folder
-from .paths import confined, places_of
+from .paths import check_files, confined, places_of, saved_files
 from .schema import COLUMNS, listed
 
 
@@ -63,6 +63,7 @@ def _is_pair_folder(folder: Path) -> bool:
 def _load_folder(folder: Path, split: str) -> datasets.Dataset | None:
     """What `load_dataset` does not read; `None` for what it does."""
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        check_files(saved_files(folder), places_of(str(folder), local=True))
         try:
             return _part(datasets.load_from_disk(folder), split)
         except IndexError as error:  # what it makes of a dataset that was saved without a row
@@ -79,8 +80,8 @@ def load_preferences(
     columns: Mapping[str, str] | None = None,
 ) -> PreferenceDataset:
     """
-    Loads pairs from the Hub or from a folder, as data and never as code. Images that are paths to somewhere else than the
-    dataset's own folder are refused.
+    Loads pairs from the Hub or from a folder, as data and never as code. Files and images that are paths to somewhere else
+    than the dataset's own folder are refused.
 
     Args:
         path (`str`):
@@ -104,8 +105,8 @@ def load_preferences(
         InputError: If there is no such dataset, configuration, split, revision or column, or it can't be read.
     """
     local = Path(path).expanduser()
-    dataset = None
-    if is_local := local.is_dir():
+    dataset, is_local = None, local.is_dir()
+    if is_local:
         path = str(local)
         if revision is not None:
             raise InputError(f"{path} is a folder, and only datasets on the Hub have a revision ({revision!r})")
@@ -113,20 +114,30 @@ def load_preferences(
             dataset = _load_folder(local, split)
     elif local.exists() or path.startswith((".", "/", "~")):
         raise InputError(f"{path} is no folder. Give the folder of a dataset, or its id on the Hub")
+    places = places_of(path, is_local)
     if dataset is not None:
         if name is not None:
             raise InputError(f"{path} has no configurations, and {name!r} was asked for")
         dataset = dataset.to_iterable_dataset() if streaming else dataset
     else:
-        dataset = _load(path, name, split, revision, streaming)
-    dataset = confined(dataset, places_of(path, is_local))
+        dataset = _load(path, name, split, revision, streaming, places)
+    dataset = confined(dataset, places)
     return map_columns(dataset, columns) if columns else dataset
 
 
-def _load(path: str, name: str | None, split: str, revision: str | None, streaming: bool) -> PreferenceDataset:
+def _load(
+    path: str, name: str | None, split: str, revision: str | None, streaming: bool, places: Sequence[str]
+) -> PreferenceDataset:
     try:
         with refusals():
-            return datasets.load_dataset(path, name=name, split=split, revision=revision, streaming=streaming)
+            # As `datasets.load_dataset` does it, which looks at no file before it reads it
+            builder = datasets.load_dataset_builder(path, name=name, revision=revision)
+            for files in (builder.config.data_files or {}).values():
+                check_files(files, places)
+            if streaming:
+                return builder.as_streaming_dataset(split=split)
+            builder.download_and_prepare()
+            return builder.as_dataset(split=split)
     except DatasetGenerationError as error:
         cause = error.__cause__ or error
         if isinstance(cause, OSError) and not is_input(cause):
@@ -163,12 +174,15 @@ def load_mixture(parts: Sequence[Mapping[str, Any]], streaming: bool = False) ->
         InputError: If a part can't be loaded, has unknown fields, or the parts don't fit together.
     """
     for part in parts:
-        if "path" not in part or any(field not in MIXTURE_FIELDS for field in part):
+        if not isinstance(part.get("path"), str) or any(field not in MIXTURE_FIELDS for field in part):
             raise InputError(
-                f"an entry of `datasets` is {dict(part)}: it needs `path`, and may have {', '.join(MIXTURE_FIELDS[1:])}"
+                f"an entry of `datasets` is {dict(part)}: it needs `path`, an id or a folder, and may have "
+                f"{', '.join(MIXTURE_FIELDS[1:])}"
             )
     fractions = [part.get("fraction") for part in parts]
     given = [fraction for fraction in fractions if fraction is not None]
+    if not all(isinstance(fraction, int | float) for fraction in given):
+        raise InputError(f"`fraction` of `datasets` is {listed(given)}, which are not all numbers")
     if given and (len(given) < len(parts) or streaming or min(given) <= 0):
         raise InputError("`fraction` is set above 0 for all of `datasets` or for none, and not for streams")
     loaded = [

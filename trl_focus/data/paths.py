@@ -1,11 +1,12 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 """
-A dataset may name image files in place of holding images. Those of a dataset that somebody else wrote must lie in its own
-folder: otherwise it could have any picture of this machine trained on and uploaded.
+A dataset may name files: those that its rows stand in, and images in place of holding them. Those of a dataset that somebody else
+wrote must lie in its own folder: otherwise it could have any picture of this machine trained on and uploaded.
 """
 
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from .images import HUB_FILES, container_of
 def places_of(name: str, local: bool) -> list[str]:
     """Where the files of a dataset may lie: its folder, or what the Hub's cache and its address are."""
     if local:
-        return [os.path.realpath(name)]
+        folder = Path(os.path.realpath(name))
+        # The Hub's cache keeps what a snapshot links to beside the snapshots
+        return [str(folder), *([str(folder.parents[1] / "blobs")] if folder.parent.name == "snapshots" else [])]
     cache = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="dataset"))
     unpacked = datasets.config.DOWNLOADED_DATASETS_PATH
     return [os.path.realpath(cache), os.path.realpath(unpacked), f"{HUB_FILES}{name}"]
@@ -39,6 +42,42 @@ def _lies_in(path: str, places: Sequence[str]) -> bool:
         return any(container.startswith((f"{place}/", f"{place}@")) for place in places) and ".." not in container
     found = os.path.realpath(container)
     return any(found.startswith(f"{place}{os.sep}") for place in places if "://" not in place)
+
+
+def check_files(files: Iterable[str], places: Sequence[str]):
+    """
+    Refuses files of rows outside of these places: the card of a dataset may name any under `data_files`.
+
+    Raises:
+        InputError: If there is one; names it.
+    """
+    for file in files:
+        if not _lies_in(file, places):
+            raise InputError(
+                f"the dataset's files include {file!r}, which is not in the dataset's own folder, and is not read: put it there, "
+                "or load it as a dataset of its own"
+            )
+
+
+def saved_files(folder: Path) -> Iterator[str]:
+    """
+    What `datasets.load_from_disk` reads of a folder.
+
+    Raises:
+        InputError: If it can't be told.
+    """
+    try:
+        parts = [folder] if (folder / "state.json").exists() else []
+        if (folder / "dataset_dict.json").exists():
+            parts += [folder / name for name in json.loads((folder / "dataset_dict.json").read_text())["splits"]]
+        for part in parts:
+            yield str(part / "state.json")
+            for entry in json.loads((part / "state.json").read_text())["_data_files"]:
+                yield str(part / entry["filename"])
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder} is not as `save_to_disk` writes it, and can't be read: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _refusal(row: int, column: str, path: str) -> InputError:

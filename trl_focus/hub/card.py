@@ -181,10 +181,12 @@ def write_card(folder: str | Path, facts: dict[str, Any] | None = None) -> Model
 
     Raises:
         FileNotFoundError: If none are given and none are there.
+        ValueError: If those that are there are of another version, or no facts.
     """
     folder = Path(folder)
     path = folder / FACTS
-    if facts is not None:
+    given = facts is not None
+    if given:
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(facts, indent=1, ensure_ascii=False))
     elif not path.is_file():
@@ -192,9 +194,17 @@ def write_card(folder: str | Path, facts: dict[str, Any] | None = None) -> Model
             f"{folder} has no {FACTS}, of which its card is made: give the `output_dir` of a run, or a checkpoint in it, that a "
             "trainer of trl-focus has saved."
         )
-    facts = json.loads(path.read_text())
-    draw_curve(facts["curve"], folder / CURVE)
-    card = model_card(facts, folder)
+    try:
+        facts = json.loads(path.read_text())
+        draw_curve(facts["curve"], folder / CURVE)
+        card = model_card(facts, folder)
+    except (KeyError, TypeError) as error:
+        if given:
+            raise
+        raise ValueError(
+            f"{path} does not hold the facts that this version makes a card of ({type(error).__name__}: {error}). Save the model "
+            "anew, or correct the file."
+        ) from error
     card.save(folder / "README.md")
     return card
 

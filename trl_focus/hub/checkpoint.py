@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 
 from .. import __version__
+from ..errors import InputError
 from .patience import attempt, describe
 from .upload import EXCLUDED_OF_CHECKPOINT, part_of
 
@@ -27,7 +28,7 @@ def download_checkpoint(repo_id: str, revision: str | None = None, token: str | 
 
     Raises:
         ConnectionError: If it can't be fetched whole.
-        ValueError: If the repository has none.
+        InputError: If the repository has none.
     """
 
     def fetch() -> Path | None:
@@ -55,7 +56,7 @@ def download_checkpoint(repo_id: str, revision: str | None = None, token: str | 
             "`hub_model_id` and your token (`hf auth whoami`), or resume from a folder."
         ) from None
     if checkpoint is None:
-        raise ValueError(
+        raise InputError(
             f"{repo_id} has no checkpoint on the Hub{f' at {revision}' if revision else ''}: runs push theirs with "
             "`hub_strategy='checkpoint'` or 'all_checkpoints'."
         )

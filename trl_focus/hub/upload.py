@@ -24,7 +24,7 @@ from .patience import WAITS, attempt, describe
 logger = logging.get_logger(__name__)
 
 # Of a run's folder: what is not the LoRA's, and what is read by pickle
-EXCLUDED = ("_*", ".*", "checkpoint-*", "last-checkpoint/*", "*.bin", "*.pt", "*.pth", "*.pkl")
+EXCLUDED = ("_*", "*/_*", ".*", "*/.*", "checkpoint-*", "last-checkpoint/*", "*.bin", "*.pt", "*.pth", "*.pkl")
 # Of a checkpoint: the settings as transformers pickles them, with the token
 EXCLUDED_OF_CHECKPOINT = ("training_args.bin",)
 STAGING = "_push"

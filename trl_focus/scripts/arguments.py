@@ -6,7 +6,8 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from types import NoneType
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import yaml
 
@@ -80,7 +81,9 @@ class ScriptArguments:
             self.columns = _mapping("columns", self.columns)
         if self.columns is not None and not isinstance(self.columns, dict):
             raise InputError(f"`columns` is {self.columns!r}, not a mapping of names")
-        parts = [_part(entry) for entry in self.datasets or []]
+        # A YAML file may have a single one that is in no list
+        alone = isinstance(self.datasets, str | dict)
+        parts = [_part(entry) for entry in ([self.datasets] if alone else self.datasets or [])]
         self.datasets = parts or None
         if (self.dataset_name is None) == (self.datasets is None):
             raise InputError("give either `dataset_name` (a Hub id or a folder) or `datasets`, a mixture of several")
@@ -149,13 +152,32 @@ def make_parser(config_class: type, name: str, subparsers=None, prog: str | None
     dataclass_types = (ScriptArguments, config_class, ModelArguments)
     if subparsers is not None:
         return subparsers.add_parser(name, help=f"Run the {name} training script", dataclass_types=dataclass_types)
-    parser = TrlParser(dataclass_types, prog=prog)
-    parser.error = _refuse  # without the usage, which fills several screens
-    return parser
+    return _Parser(dataclass_types, prog=prog)
 
 
-def _refuse(message: str):
-    raise InputError(message)
+class _Parser(TrlParser):
+    """Refuses in words."""
+
+    def error(self, message: str):
+        raise InputError(message)  # without the usage, which fills several screens
+
+    def set_defaults_with_config(self, **kwargs) -> list[str]:
+        # argparse converts strings, and takes anything else of a file as it is
+        for name, kinds in self._kinds.items():
+            value = kwargs.get(name)
+            if value is None or isinstance(value, str) or not kinds <= {int, float}:
+                continue
+            whole = float not in kinds
+            if not isinstance(value, int | float) or (whole and value != int(value)):
+                kind = "a whole number" if whole else "a number"
+                raise InputError(f"`{name}` is {value!r} in the configuration file, and should be {kind}")
+        return super().set_defaults_with_config(**kwargs)
+
+    @property
+    def _kinds(self) -> dict[str, set[type]]:
+        """Types of each field, without that of None."""
+        hints = [hint for cls in self.dataclass_types for hint in get_type_hints(cls).items()]
+        return {name: {*(get_args(hint) or (hint,))} - {NoneType} for name, hint in hints}
 
 
 def _launch_actions() -> dict[str, Any]:

@@ -74,12 +74,14 @@ def main(trainer_class: type, script_args: ScriptArguments, training_args, model
                 target_modules=model_args.lora_target_modules,
             ),
         )
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.dataset_name = named_in_card(script_args)
+    resume = training_args.resume_from_checkpoint
+    # the command line can only say it in letters
+    trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=named_in_card(script_args))
+        trainer.push_to_hub()
     else:
         trainer.save_model()
-        trainer.create_model_card(dataset_name=named_in_card(script_args))
     trainer.accelerator.print(f"The LoRA is in {training_args.output_dir}.")
     trainer.end()
     return trainer

@@ -115,6 +115,7 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
 
     _tag_names = ["trl", "diffusion-dpo"]
     _name = "Diffusion-DPO"
+    dataset_name: str | None = None  # id of the data on the Hub, for the cards of all saves
     _paper = {
         "title": "Diffusion Model Alignment Using Direct Preference Optimization",
         "id": "2311.12908",
@@ -556,7 +557,7 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
             tags=[*self._tag_names, *from_trackers, *(tags or [])],
             lora=policy.peft_config[POLICY],
             repo=repo,
-            dataset=dataset_name,
+            dataset=dataset_name or self.dataset_name,
             prompt=data.select_columns("prompt")[0]["prompt"] if isinstance(data, Dataset) else None,
             with_references="references" in (data.column_names or ["references"]),
             resolution=self.layout_rule.resolution,

@@ -75,6 +75,8 @@ class PushMixin:
         self._uploads.wait()
         self._uploads.token = token or self._uploads.token
         self._uploads.revision = revision or self._uploads.revision
+        if private is not None:  # the repository may still have to be made
+            self._uploads.private = private
         folder = Path(self.args.output_dir)
         pushed = self._uploads.push(run_files(folder), commit_message, {".": folder})
         if not blocking:

@@ -8,6 +8,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
+from ..errors import InputError
 from ..hub.checkpoint import download_checkpoint
 from ..hub.lora import lora_metadata
 from .policy import POLICY, REFERENCE, add_frozen_copy
@@ -25,13 +26,13 @@ def find_checkpoint(which: str | bool, trainer) -> Path:
     The folder of a checkpoint, fetched from the Hub if it is to come from there.
 
     Raises:
-        ValueError: If there is none.
+        InputError: If there is none.
     """
     args = trainer.args
     if which is True:
         found = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
         if found is None:
-            raise ValueError(
+            raise InputError(
                 f"There is no checkpoint in `output_dir` ({args.output_dir}) to resume from. Leave "
                 "`resume_from_checkpoint` out to start anew."
             )
@@ -39,11 +40,11 @@ def find_checkpoint(which: str | bool, trainer) -> Path:
     if str(which) != ON_HUB or Path(which).is_dir():
         return Path(which)
     if args.hub_model_id is None:
-        raise ValueError(
+        raise InputError(
             f"`resume_from_checkpoint={ON_HUB!r}` comes from the repository that the run is pushed to: set `hub_model_id`."
         )
     if trainer.is_deepspeed_enabled:
-        raise ValueError(
+        raise InputError(
             "DeepSpeed reads its checkpoints by pickle, which can run code, so none is taken from the Hub. Download it with "
             f"`hf download {args.hub_model_id}`, and resume from the folder if you trust it."
         )
@@ -56,16 +57,16 @@ def restore(trainer, checkpoint: Path):
     Brings a trainer to where a checkpoint of it stood, but for what transformers restores itself.
 
     Raises:
-        ValueError: If the checkpoint is not whole, of another family or another kind of LoRA, or its reference is not here.
+        InputError: If the checkpoint is not whole, of another family or another kind of LoRA, or its reference is not here.
     """
     for name in (STATE_NAME, TRAINER_STATE_NAME):
         if not (checkpoint / name).is_file():
-            raise ValueError(
+            raise InputError(
                 f"{checkpoint} is no checkpoint of this trainer: it has no {name}. Give a folder `checkpoint-<step>` of "
                 "`output_dir`, or True for the last one there. A saved LoRA is continued by loading it into the pipeline."
             )
     if pickled := [name for name in PICKLED_WEIGHTS if (checkpoint / name).exists()]:
-        raise ValueError(
+        raise InputError(
             f"{checkpoint} holds weights as a pickle ({', '.join(pickled)}), which this trainer does not write and does not "
             "read: it could run code. Remove it, and resume from the safetensors beside it."
         )
@@ -73,19 +74,19 @@ def restore(trainer, checkpoint: Path):
     policy = trainer.accelerator.unwrap_model(trainer.model)
     here = type(trainer.family).__name__, type(trainer.family.denoiser).__name__
     if (state["family"], state["denoiser"]) != here:
-        raise ValueError(
+        raise InputError(
             f"{checkpoint} is of the family {state['family']} ({state['denoiser']}), and this model of {here[0]} "
             f"({here[1]}). Resume with the model that it was trained on."
         )
     theirs, ours = map(lora_metadata, (LoraConfig.from_pretrained(checkpoint), policy.peft_config[POLICY]))
     if other := [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]:
-        raise ValueError(
+        raise InputError(
             f"{checkpoint} holds a LoRA with {', '.join(f'{key}={theirs.get(key)!r}' for key in other)}, and this trainer "
             f"has {', '.join(f'{key}={ours.get(key)!r}' for key in other)}. Give the `peft_config` it was trained with."
         )
     if state["reference"] != trainer.reference:
         if "model" in (state["reference"], trainer.reference):
-            raise ValueError(
+            raise InputError(
                 f"{checkpoint} was trained with `reference={state['reference']!r}`, and this trainer has "
                 f"{trainer.reference!r}. {'Give' if state['reference'] == 'model' else 'Leave out'} the `ref_model`."
             )
