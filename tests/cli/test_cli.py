@@ -102,6 +102,11 @@ class TestCard:
         out = capsys.readouterr().out
         assert "library_name: diffusers" in out and "A good model" in out
 
+    def test_terminal_is_left_alone(self, tmp_path, capsys):
+        (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n\na \x1b[31mred\x1b]0;title\x07 card\n")
+        assert main(["card", str(tmp_path)]) == 0
+        assert "\x1b" not in (out := capsys.readouterr().out) and "\x07" not in out and "card" in out
+
     def test_metadata_that_is_no_yaml(self, tmp_path, capsys):
         (tmp_path / "README.md").write_text("---\n- a\n- b\n---\n\n# A model\n")
         assert main(["card", str(tmp_path)]) == 2

@@ -144,3 +144,25 @@ def test_what_is_no_file(tmp_path):
     for path in (tmp_path, "/dev/zero"):
         with pytest.raises(ValueError, match="is not a file"):
             decode_image({"bytes": None, "path": str(path)})
+
+
+def test_a_hub_that_does_not_answer_is_no_damaged_image(monkeypatch):
+    def silent(*args):
+        raise ConnectionError("no answer")
+
+    monkeypatch.setattr("trl_focus.data.images.xopen", silent)
+    with pytest.raises(ConnectionError, match="no answer"):
+        decode_image({"bytes": None, "path": "hf://datasets/user/pairs@main/a.png"})
+
+
+def test_a_file_missing_or_damaged_in_its_archive(tmp_path):
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a.png", b"x" * 1000)
+    with pytest.raises(ValueError, match="b.png.* can't be read"):
+        decode_image({"bytes": None, "path": f"zip://b.png::{archive}"})
+    stored = bytearray(archive.read_bytes())
+    stored[40] ^= 255  # in the compressed data
+    archive.write_bytes(stored)
+    with pytest.raises(ValueError, match="a.png.* can't be read"):
+        decode_image({"bytes": None, "path": f"zip://a.png::{archive}"})

@@ -140,6 +140,11 @@ FOCUS_REFUSALS = {
         "`focus_normalization` is 'sum'; it must be one of 'none', 'mean'",
     ),
     "gate": ({"detail_gate": "sigma"}, "`detail_gate` is 'sigma'; it must be one of 'level', 'alignment'"),
+    "no pair in a batch": (
+        {"per_device_train_batch_size": 0},
+        "`per_device_train_batch_size` is 0; it must be at least 1",
+    ),
+    "no learning rate": ({"learning_rate": None}, "`learning_rate` is None; leave it out"),
     "subject gate": ({"subject_gate": "best"}, "`subject_gate` is 'best'; it must be one of 'shown', 'none'"),
     "blocks string": ({"focus_blocks": "single_transformer_blocks.4"}, "`focus_blocks` .* must be a list of names"),
     "no blocks": ({"focus_blocks": []}, r"`focus_blocks` is \[\]; it must be a list"),

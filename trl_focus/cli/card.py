@@ -14,6 +14,11 @@ def add_parser(subparsers):
     return parser
 
 
+def _printable(text: str) -> str:
+    """Without what would command the terminal: anybody may have written the card."""
+    return "".join(character for character in text if character.isprintable() or character in "\n\t")
+
+
 def run(args) -> int:
     from pathlib import Path
 
@@ -40,6 +45,6 @@ def run(args) -> int:
     except LocalEntryNotFoundError as error:
         raise ConnectionError(f"{args.model} is no folder here, and the Hub can't be reached: {error}") from error
     console = Console()
-    console.print(card.data.to_yaml().rstrip(), highlight=False, markup=False, style="dim", soft_wrap=True)
-    console.print(Markdown(card.text))
+    console.print(_printable(card.data.to_yaml().rstrip()), highlight=False, markup=False, style="dim", soft_wrap=True)
+    console.print(Markdown(_printable(card.text)))
     return 0

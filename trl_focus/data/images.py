@@ -3,6 +3,9 @@
 Images out of datasets, which anybody may have written: what is opened, and how much of it, is limited here and nowhere else.
 """
 
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -39,20 +42,22 @@ def decode_image(value: PIL.Image.Image | Mapping[str, Any]) -> PIL.Image.Image:
 
     Raises:
         TypeError: If the value is neither.
-        ValueError: If it can't be decoded, is animated, or has more than `MAX_PIXELS` pixels or `MAX_BYTES` bytes.
+        OSError: If its file can't be fetched.
+        ValueError: If there is no such file, it can't be decoded, is animated, or has more than `MAX_PIXELS` pixels or `MAX_BYTES` bytes.
     """
     if not isinstance(value, PIL.Image.Image | Mapping):
         raise TypeError(
             f"expected an image or a dictionary with 'bytes' and 'path', got {type(value).__name__}. Paths and bytes "
             "become images with `dataset.cast_column` and `datasets.Image()`"
         )
+    content = _content(value) if isinstance(value, Mapping) else None  # a Hub that does not answer is no damaged image
     try:
-        image = _opened(value) if isinstance(value, Mapping) else value
+        image = value if content is None else PIL.Image.open(content, formats=_formats())
         _check_extent(image)
         image.load()
         if PIL.Image.ExifTags.Base.Orientation in image.getexif():
             image = PIL.ImageOps.exif_transpose(image)
-    except ValueError:
+    except (ValueError, MemoryError):
         raise
     except PIL.UnidentifiedImageError as error:
         path = value.get("path") if isinstance(value, Mapping) else None
@@ -79,7 +84,7 @@ def container_of(path: str) -> str:
     return container
 
 
-def _opened(value: Mapping[str, Any]) -> PIL.Image.Image:
+def _content(value: Mapping[str, Any]) -> BytesIO:
     content, path = value.get("bytes"), value.get("path")
     if content is None and path is None:
         raise ValueError("it has neither bytes nor a path")
@@ -87,16 +92,23 @@ def _opened(value: Mapping[str, Any]) -> PIL.Image.Image:
         file = BytesIO(content)
     else:
         container = container_of(path)
-        if "://" not in container and Path(container).exists() and not Path(container).is_file():
+        if "://" not in container and not Path(container).is_file():
             raise ValueError(f"{path} is not a file")
-        with xopen(path, "rb") as opened:
-            file = BytesIO(opened.read(MAX_BYTES + 1))
+        try:
+            with xopen(path, "rb") as opened:
+                file = BytesIO(opened.read(MAX_BYTES + 1))
+        except (FileNotFoundError, KeyError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error) as error:
+            raise ValueError(f"{path} can't be read: {type(error).__name__}: {error}") from error
     if len(file.getbuffer()) > MAX_BYTES:
         raise ValueError(f"its file has more than {MAX_BYTES} bytes, the most that are read: save it smaller")
     if not file.getbuffer():
         raise ValueError(f"{path or 'it'} is empty (0 bytes)")
+    return file
+
+
+def _formats() -> list[str]:
     PIL.Image.init()
-    return PIL.Image.open(file, formats=[name for name in FORMATS if name in PIL.Image.OPEN])
+    return [name for name in FORMATS if name in PIL.Image.OPEN]
 
 
 def _check_extent(image: PIL.Image.Image):

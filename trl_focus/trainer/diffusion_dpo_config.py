@@ -301,6 +301,11 @@ class DiffusionDPOConfig(_BaseConfig):
     def __post_init__(self):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        if self.learning_rate is None:
+            raise ValueError("`learning_rate` is None; leave it out for the default, or give a number.")
         super().__post_init__()
         for name in ("model_init_kwargs", "encode_prompt_kwargs"):
             if isinstance(value := getattr(self, name), str):
