@@ -110,47 +110,73 @@ def main_table(results: Sequence[dict]) -> str:
 
 
 def tune_table(results: Sequence[dict]) -> str:
-    """A row for each run on validation scenes."""
+    """A row for each run on validation scenes, with its measures after the steps at which scenes were drawn."""
     lines = [
-        "| regime | method | beta | SFT | identity | leakage | background | residual | gradient factor | seconds |"
+        "| regime | method | beta | SFT | steps | identity | leakage | background | residual | gradient factor | seconds |"
     ]
-    lines.append("| --- " * 10 + "|")
+    lines.append("| --- " * 11 + "|")
     order = {name: i for i, name in enumerate(("base", *METHODS))}
     for result in sorted(
         results, key=lambda r: (r["run"]["regime"], order[r["run"]["method"]], r["run"]["sft"], r["run"]["beta"])
     ):
-        run, means = result["run"], result["means"]
-        measures = " | ".join(f"{means[name]:.3f}" for name in PER_SCENE)
+        run, points = result["run"], measured(result)
+        measures = " | ".join(", ".join(f"{means[name]:.3f}" for means in points.values()) for name in PER_SCENE)
         factor = f"{result['train']['gradient_factor']:.2f}" if "train" in result else ""
+        steps = ", ".join(map(str, points)) if "train" in result else "0"
         lines.append(
-            f"| {run['regime']} | {run['method']} | {run['beta']:g} | {run['sft']:g} | {measures} | {factor} | "
+            f"| {run['regime']} | {run['method']} | {run['beta']:g} | {run['sft']:g} | {steps} | {measures} | {factor} | "
             f"{result['seconds']:.0f} |"
         )
     return "\n".join(lines)
 
 
-def draw_frontier(results: Sequence[dict], path: Path):
-    """Identity against the error of the background, a line over beta for each method, a panel for each tuned regime."""
+def best_table(results: Sequence[dict]) -> str:
+    """For each method the best point of each tuned regime that does not wreck the picture, of how many."""
     base = next(result["means"] for result in results if result["run"]["method"] == "base")
-    figure = Figure(figsize=(12, 4), layout="constrained")
+    lines = ["| method | " + " | ".join(TUNED_REGIMES) + " |", "| --- " * (1 + len(TUNED_REGIMES)) + "|"]
+    for method in METHODS:
+        cells = []
+        for regime in TUNED_REGIMES:
+            runs = [r for r in results if (r["run"]["regime"], r["run"]["method"]) == (regime, method)]
+            points = [(means, run["run"], steps) for run in runs for steps, means in measured(run).items()]
+            spared = [point for point in points if point[0]["residual"] <= base["residual"] + WORSE]
+            if not spared:
+                cells.append(f"none of {len(points)}" if points else "")
+                continue
+            means, run, steps = max(spared, key=lambda point: point[0]["identity"])
+            sft = f", SFT {run['sft']:g}" if run["sft"] else ""
+            cells.append(
+                f"{means['identity']:.3f} (background {means['background_error']:.3f}; beta {run['beta']:g}{sft}, "
+                f"{steps} steps; of {len(points)})"
+            )
+        if any(cells):
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of (drift, identity), those that no other beats in both, by drift."""
+    best: list[tuple[float, float]] = []
+    for drift, identity in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or identity > best[-1][1]:
+            best.append((drift, identity))
+    return best
+
+
+def draw_frontier(results: Sequence[dict], path: Path):
+    """Identity against what tuning does to the picture: all betas and steps of each method, a panel for each tuned regime."""
+    base = next(result["means"] for result in results if result["run"]["method"] == "base")
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
     for ax, regime in zip(figure.subplots(1, len(TUNED_REGIMES), sharey=True), TUNED_REGIMES, strict=True):
         for method, colour in COLOURS.items():
-            for sft, style in ((0.0, "-"), (1.0, "--")):
-                runs = sorted(
-                    (
-                        result
-                        for result in results
-                        if (result["run"]["regime"], result["run"]["method"], result["run"]["sft"])
-                        == (regime, method, sft)
-                    ),
-                    key=lambda result: result["run"]["beta"],
-                )
-                if runs:
-                    points = [(run["means"]["background_error"], run["means"]["identity"]) for run in runs]
-                    name = method + (" + SFT" if sft else "")
-                    ax.plot(*zip(*points, strict=True), style, color=colour, marker="o", markersize=3, label=name)
-        ax.plot(base["background_error"], base["identity"], "k*", markersize=10, label="base")
-        ax.set(title=regime, xlabel="error of the background (drift)")
+            runs = [r for r in results if (r["run"]["regime"], r["run"]["method"]) == (regime, method)]
+            points = [(means["residual"], means["identity"]) for run in runs for means in measured(run).values()]
+            if points:
+                ax.scatter(*zip(*points, strict=True), s=9, color=colour, alpha=0.5, linewidths=0)
+                ax.step(*zip(*frontier(points), strict=True), where="post", color=colour, label=method, linewidth=1.4)
+        ax.plot(base["residual"], base["identity"], "k*", markersize=10, label="base")
+        ax.axvline(base["residual"] + WORSE, color="0.6", linewidth=1, linestyle=":")
+        ax.set(title=regime, xlabel="residual (how far pictures are spoilt)", xlim=(0.04, 0.1), ylim=(0.65, 0.95))
         ax.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("identity")
     handles = {
@@ -172,6 +198,8 @@ def main():
         if found:
             print(f"\n## {stage}\n")
             print(main_table(found) if stage == "main" else tune_table(found))
+            if stage == "tune":
+                print(f"\n### best points\n\n{best_table(found)}")
     if results["tune"]:
         draw_frontier(results["tune"], IMAGES / "sprites_frontier.png")
 

@@ -153,6 +153,21 @@ def test_chosen_point_is_the_best_that_does_not_wreck_the_picture():
     assert report.choose(runs) == {"dpo": {"beta": 30.0, "sft": 0.0, "steps": 40}}
 
 
+def test_frontier_keeps_what_no_other_point_beats():
+    points = [(0.05, 0.8), (0.04, 0.7), (0.05, 0.9), (0.06, 0.85), (0.07, 0.95)]
+    assert report.frontier(points) == [(0.04, 0.7), (0.05, 0.9), (0.07, 0.95)]
+
+
+def test_best_points_spare_the_picture():
+    regime = compare.TUNED_REGIMES[0]
+    runs = [result("base"), result("dpo", 10.0, 0.9, 0.08, regime), result("dpo", 50.0, 0.7, 0.05, regime)]
+    runs[1]["curve"] = {"40": {**runs[1]["means"], "identity": 0.8, "residual": 0.055}}
+    runs.append(result("mask", 10.0, 0.9, 0.08, regime))
+    rows = report.best_table(runs).splitlines()[2:]
+    assert rows[0].startswith("| dpo | 0.800 (") and "beta 10, 40 steps; of 3)" in rows[0]
+    assert rows[1].startswith("| mask | none of 1 |") and len(rows) == 2
+
+
 def test_interval_covers_seeds_and_scenes():
     rng = np.random.default_rng(0)
     level = rng.normal(0, 0.2, 5)
