@@ -66,8 +66,6 @@ def launched(monkeypatch):
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_example_is_taken(config, method, tmp_path):
-    if method == "dpo" and "focus" in "".join(yaml.safe_load(config.read_text())):
-        pytest.skip("sets the focus map")
     arguments = ["--config", str(config), "--use_cpu", "--output_dir", str(tmp_path)]
     parsed = parse(METHODS[method].make_parser(), arguments)
     assert parsed.launch == [] and parsed.script == arguments

@@ -9,8 +9,9 @@ import torch
 from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 
 from tests.fixtures.pairs import make_pairs, random_image, random_mask
+from trl_focus.data.batches import PreferenceRows, RowKey
 from trl_focus.data.collator import DataCollatorForDiffusionPreference, image_to_tensor
-from trl_focus.data.layout import LayoutRule, PreferenceRows, RowKey, target_size
+from trl_focus.data.layout import LayoutRule, target_size
 from trl_focus.families.flux2 import Flux2References
 
 

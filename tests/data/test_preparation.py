@@ -12,9 +12,10 @@ from datasets import DatasetDict, IterableDataset, IterableDatasetDict, load_fro
 from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 
 from tests.fixtures.pairs import dataset_of, make_pairs, random_image, random_mask
+from trl_focus.data.batches import PreferenceRows, PreferenceStream, RowKey
 from trl_focus.data.collator import DataCollatorForDiffusionPreference
 from trl_focus.data.images import decode_image
-from trl_focus.data.layout import Layout, LayoutRule, PreferenceRows, PreferenceStream, RowKey, target_size
+from trl_focus.data.layout import Layout, LayoutRule, target_size
 from trl_focus.data.preparation import prepare_preferences
 from trl_focus.families.flux2 import Flux2References
 from trl_focus.focus.complexity import complexity

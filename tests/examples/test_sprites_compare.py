@@ -14,7 +14,7 @@ from examples.sprites.pipeline import untrained_pipeline, untrained_vae
 from examples.sprites.world import draw_scene, generator, prompt_of
 from trl_focus import FocusDPOTrainer
 from trl_focus.data import validate_dataset
-from trl_focus.data.layout import RowKey
+from trl_focus.data.batches import RowKey
 
 
 @pytest.fixture

@@ -268,7 +268,8 @@ def test_what_is_saved_loads_in_diffusers(tmp_path, family):
         fresh.load_lora_weights(folder)
         torch.testing.assert_close(sample(fresh), trained, rtol=0, atol=1e-4)
     card = ModelCard.load(tmp_path / "README.md")
-    assert card.data.library_name == "diffusers" and "diffusion-dpo" in card.data.tags
+    metadata = card.data.to_dict()
+    assert metadata["library_name"] == "diffusers" and "diffusion-dpo" in metadata["tags"]
     assert f"{type(trainer.pipeline).__name__}.from_pretrained" in card.text and "4, 12" in card.text
 
 

@@ -8,9 +8,10 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 
+from .batches import RowKey
 from .detail import DETAIL_COLUMNS
 from .images import decode_image, mask_to_array
-from .layout import LayoutRule, RowKey
+from .layout import LayoutRule
 from .rows import reference_subject_indices
 
 

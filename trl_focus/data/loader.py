@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 from transformers.trainer_utils import seed_worker
 
-from .layout import LayoutBatchSampler, PreferenceRows, PreferenceStream
+from .batches import LayoutBatchSampler, PreferenceRows, PreferenceStream
 
 
 def preference_loader(

@@ -8,8 +8,9 @@ import datasets
 from transformers.utils import logging
 
 from ..errors import InputError
+from .batches import PreferenceRows, PreferenceStream
 from .detail import detail_columns, with_detail
-from .layout import Layout, LayoutRule, PreferenceRows, PreferenceStream
+from .layout import Layout, LayoutRule
 from .schema import COLUMNS, check_columns
 from .validation import check_streamed_row, validate_dataset
 

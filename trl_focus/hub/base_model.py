@@ -27,8 +27,9 @@ def base_model(name: str | None, folder: Path | None, load_kwargs: dict[str, Any
             Keyword arguments that it was loaded with.
 
     Returns:
-        `dict`: `id`, of a model on the Hub, or `folder`, as seen from that of the card, or its name alone; `load`, those of the keyword arguments
-        that tell which files were loaded; and `license`, `license_name`, `license_link` as far as its own card has them.
+        `dict`: `id`, of a model on the Hub, or `folder`, as seen from that of the card, or its name alone; `load`, those of
+        the keyword arguments that tell which files were loaded; and `license`, `license_name`, `license_link` as far as its
+        own card has them.
     """
     if not name:
         return {"load": {}}

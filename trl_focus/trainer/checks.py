@@ -8,7 +8,7 @@ from pathlib import Path
 from datasets import IterableDataset
 from transformers.utils import logging
 
-from ..data.layout import PreferenceRows, PreferenceStream
+from ..data.batches import PreferenceRows, PreferenceStream
 from ..data.schema import check_columns
 from ..families import Family
 from .policy import check_lora_config

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import set_seed
-from datasets import Dataset
 from diffusers import DiffusionPipeline
 from peft import LoraConfig
 from torch.utils.data import DataLoader
@@ -21,11 +20,12 @@ from transformers.utils import logging
 from .._compat import _BaseTrainer, disable_dropout_in_model
 from ..callbacks import PreferenceCollapseCallback
 from ..callbacks.progress import closed_on_error, show_progress
+from ..data.batches import PreferenceRows, PreferenceStream
 from ..data.collator import DataCollatorForDiffusionPreference
-from ..data.layout import LayoutRule, PreferenceRows, PreferenceStream
+from ..data.layout import LayoutRule
 from ..data.loader import preference_loader
 from ..data.preparation import PreferenceDataset, prepare_preferences
-from ..hub.card import card_facts, write_card
+from ..hub.card import write_card
 from ..hub.lora import save_lora
 from ..losses import PreferenceTerms, mean_error, preference_loss
 from ..noise import Noised, denoising_error, draw
@@ -35,7 +35,7 @@ from .diffusion_dpo_config import DiffusionDPOConfig
 from .finite import FiniteAlarm
 from .metrics import DeviceMeans
 from .pipeline import load_pipeline, load_reference
-from .policy import POLICY, REFERENCE, add_frozen_copy, as_reference, check_lora, make_policy
+from .policy import REFERENCE, add_frozen_copy, as_reference, check_lora, make_policy
 from .pushing import PushMixin
 from .resume import STATE_NAME, find_checkpoint, restore
 
@@ -535,42 +535,6 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
             "beta_controller": None if self.beta_controller is None else self.beta_controller.state_dict(),
         }
         (output_dir / STATE_NAME).write_text(json.dumps(state, indent=2))
-
-    def _card_facts(
-        self,
-        folder: str | Path,
-        model_name: str | None = None,
-        dataset_name: str | None = None,
-        tags: list[str] | None = None,
-    ) -> dict[str, Any]:
-        data = self.train_dataset.dataset
-        repo = getattr(self, "hub_model_id", None) or self.args.hub_model_id
-        policy = self.accelerator.unwrap_model(self.model)
-        from_trackers = getattr(policy, "model_tags", None) or []
-        return card_facts(
-            self.family,
-            self.args,
-            folder,
-            name=model_name or repo or Path(self.args.output_dir).resolve().name,
-            method=self._name,
-            paper=self._paper,
-            tags=[*self._tag_names, *from_trackers, *(tags or [])],
-            lora=policy.peft_config[POLICY],
-            repo=repo,
-            dataset=dataset_name or self.dataset_name,
-            prompt=data.select_columns("prompt")[0]["prompt"] if isinstance(data, Dataset) else None,
-            with_references="references" in (data.column_names or ["references"]),
-            resolution=self.layout_rule.resolution,
-            state=self.state,
-        )
-
-    def create_model_card(
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ):
-        """Writes the card of the LoRA to `args.output_dir`."""
-        if self.is_world_process_zero():
-            tags = [tags] if isinstance(tags, str) else tags
-            write_card(self.args.output_dir, self._card_facts(self.args.output_dir, model_name, dataset_name, tags))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """

@@ -4,11 +4,15 @@ import shutil
 from concurrent.futures import Future
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
+from datasets import Dataset
 from huggingface_hub import CommitInfo
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
+from ..hub.card import card_facts, write_card
 from ..hub.upload import HubUploads, checkpoint_files, run_files
+from .policy import POLICY
 from .resume import STATE_NAME
 
 
@@ -18,11 +22,47 @@ MODEL_FILES = ("*.safetensors", "*adapter_config.json", STATE_NAME)
 
 class PushMixin:
     """
-    How a trainer uploads its run: see [`~hub.upload.HubUploads`]. Takes the place of what [`~transformers.Trainer`] does,
-    under the same settings.
+    How a trainer describes its run in a card, and uploads it: see [`~hub.upload.HubUploads`]. Takes the place of what
+    [`~transformers.Trainer`] does, under the same settings.
     """
 
     _uploads: HubUploads | None = None  # on the main process, once the repository is set up
+
+    def _card_facts(
+        self,
+        folder: str | Path,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: list[str] | None = None,
+    ) -> dict[str, Any]:
+        data = self.train_dataset.dataset
+        repo = getattr(self, "hub_model_id", None) or self.args.hub_model_id
+        policy = self.accelerator.unwrap_model(self.model)
+        from_trackers = getattr(policy, "model_tags", None) or []
+        return card_facts(
+            self.family,
+            self.args,
+            folder,
+            name=model_name or repo or Path(self.args.output_dir).resolve().name,
+            method=self._name,
+            paper=self._paper,
+            tags=[*self._tag_names, *from_trackers, *(tags or [])],
+            lora=policy.peft_config[POLICY],
+            repo=repo,
+            dataset=dataset_name or self.dataset_name,
+            prompt=data.select_columns("prompt")[0]["prompt"] if isinstance(data, Dataset) else None,
+            with_references="references" in (data.column_names or ["references"]),
+            resolution=self.layout_rule.resolution,
+            state=self.state,
+        )
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ):
+        """Writes the card of the LoRA to `args.output_dir`."""
+        if self.is_world_process_zero():
+            tags = [tags] if isinstance(tags, str) else tags
+            write_card(self.args.output_dir, self._card_facts(self.args.output_dir, model_name, dataset_name, tags))
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None):
         """Creates the repository. If the Hub can't be reached, training goes on, and each push tries again."""
