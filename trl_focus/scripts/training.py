@@ -83,6 +83,9 @@ def main(trainer_class: type, script_args: ScriptArguments, training_args, model
     else:
         trainer.save_model()
     trainer.accelerator.print(f"The LoRA is in {training_args.output_dir}.")
+    # All stay until the LoRA is saved. On the CPU this is also the pause in which gloo's thread lets go of the last tensors that it
+    # gathered: it needs the interpreter for that, and the group, as it is freed, would hold the interpreter and wait for it for ever.
+    trainer.accelerator.wait_for_everyone()
     trainer.end()
     return trainer
 
