@@ -32,7 +32,7 @@ from trl_focus import FocusDPOConfig, FocusDPOTrainer
 from trl_focus.data.collator import DataCollatorForDiffusionPreference
 from trl_focus.noise import denoising_error
 
-from .data import REGIMES, RENDERED, best_and_worst, dataset_of, make_pairs
+from .data import RENDERED, best_and_worst, dataset_of, make_pairs
 from .pipeline import ENCODE_PROMPT_KWARGS, load_base
 from .sampling import draw
 from .scorer import score_all
@@ -63,9 +63,10 @@ METHODS: dict[str, dict] = {
     "focus-shown": {"focus_map": "focus", "subject_gate": "shown"},
     "oracle": {"focus_map": "mask"},  # with masks of the subjects in which the pair differs as the label says
 }
-MAIN_METHODS = ("dpo", "focus", "focus-shown", "mask", "oracle")
+MAIN_METHODS = ("dpo", "focus", "mask", "oracle", "focus-shown")
 PER_SCENE = ("identity", "leakage", "background_error", "residual")  # kept for each scene, for intervals
 TUNED_REGIMES = ("nuisance-strong", "confounded-chosen", "on-policy")
+MAIN_REGIMES = (*TUNED_REGIMES, "mixed", *(name for name in RENDERED if name not in TUNED_REGIMES))  # as they are run
 
 
 @dataclass(frozen=True)
@@ -381,8 +382,8 @@ def stored(stage: str) -> dict[str, dict]:
     return {Run(**result["run"]).key: result for result in map(json.loads, lines)}
 
 
-def operating_points() -> dict[str, dict]:
-    """Beta and SFT weight of each method in each tuned regime, as chosen on validation scenes: see `report`."""
+def operating_points() -> dict[str, dict[str, dict]]:
+    """Beta, SFT weight and steps of each method by regime, as chosen on validation scenes: see `report.choose`."""
     path = RESULTS / "operating_points.json"
     if not path.exists():
         raise SystemExit(f"There are no operating points in {path} yet: run `tune`, then `report --choose`.")
@@ -404,15 +405,19 @@ def planned(stage: str) -> list[Run]:
                 ]
         return runs
     points = operating_points()
+
+    def chosen(regime: str, method: str, **settings) -> list[Run]:
+        found = points.get(method, {})
+        point = found.get(regime, found.get("others"))
+        return [Run(regime, method, **point, **settings)] if point else []
+
     if stage == "main":
         runs = [Run("minimal", "base", 0.0)]
         for methods in (MAIN_METHODS, [method for method in METHODS if method not in MAIN_METHODS]):
-            runs += [
-                Run(regime, method, **points[method], seed=seed)
-                for seed in range(5)
-                for regime in REGIMES
-                for method in methods
-            ]
+            for seed in range(5):
+                for regime in MAIN_REGIMES:
+                    for method in methods:
+                        runs += chosen(regime, method, seed=seed)
         return runs
     ablations = (
         {"structure_weight": 0.0},
@@ -429,9 +434,7 @@ def planned(stage: str) -> list[Run]:
         {"focus_blocks": ["single_transformer_blocks.3"]},
     )
     return [
-        Run(regime, "focus", **points["focus"], settings=settings)
-        for regime in TUNED_REGIMES
-        for settings in ({}, *ablations)
+        run for regime in TUNED_REGIMES for each in ({}, *ablations) for run in chosen(regime, "focus", settings=each)
     ]
 
 
@@ -460,7 +463,8 @@ def main():
             break
         random.seed(run.seed)
         if args.stage == "main":
-            result = execute(run, "test", 512, ends=((3, False), (4, False), (2, True)), curve=False)
+            ends = ((3, False), (4, False), (2, True)) if run.seed == 0 else ()
+            result = execute(run, "test", 512, ends, curve=False)
         else:
             result = execute(run, "validation", 128)
         shown = {name: result["means"][name] for name in PER_SCENE}
