@@ -8,13 +8,12 @@ import pytest
 import torch
 
 from examples.sprites import compare, report
-from examples.sprites.compare import METHODS, EncodedOnceTrainer, KeptCollator, Run
+from examples.sprites.compare import METHODS, Run
 from examples.sprites.data import REGIMES, quality
 from examples.sprites.pipeline import untrained_pipeline, untrained_vae
 from examples.sprites.world import draw_scene, generator, prompt_of
 from trl_focus import FocusDPOTrainer
 from trl_focus.data import validate_dataset
-from trl_focus.data.batches import RowKey
 
 
 @pytest.fixture
@@ -38,30 +37,6 @@ def small(monkeypatch, tmp_path):
     pairs_of = compare.pairs_of
     monkeypatch.setattr(compare, "pairs_of", lambda regime, seed, only, *_: pairs_of(regime, seed, only, "train", 8))
     return base
-
-
-def test_rows_are_encoded_once_and_as_ever(small, tmp_path):
-    run = Run("minimal", "focus", 100.0, steps=4)
-    pairs = compare.pairs_of("minimal", 0, False)
-    ours = EncodedOnceTrainer(small(), args=compare.config_of(run, str(tmp_path)), train_dataset=pairs)
-    ours.encoded = {}
-    collator = ours.data_collator
-    kept = KeptCollator(collator.layout_rule, collator.cell_size, run.seed)
-    plain = FocusDPOTrainer(small(), args=compare.config_of(run, str(tmp_path)), train_dataset=pairs)
-    for epoch in (0, 1):  # the second one out of what was kept
-        for trainer in (ours, plain):
-            trainer.train_dataset.dataset = pairs
-        loaders = [trainer.get_train_dataloader() for trainer in (ours, plain)]
-        for loader in loaders:
-            loader.set_epoch(epoch)
-        for batch, theirs in zip(*loaders, strict=True):
-            rows = [{**pairs[row], "key": RowKey(row, epoch)} for row in batch["row"]]
-            assert kept(rows)["seed"] == batch["seed"] == theirs["seed"]
-            mine, expected = ours._encode(batch), plain._encode(theirs)
-            torch.testing.assert_close(mine[0], expected[0], rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(mine[1], expected[1])
-            torch.testing.assert_close(mine[2], expected[2], rtol=1e-5, atol=1e-5)
-    assert len(ours.encoded) == 8
 
 
 def test_methods_see_the_same_pairs_noise_and_levels(small, monkeypatch):
@@ -100,7 +75,7 @@ def test_a_run_ends_in_one_line_and_is_not_run_again(small, monkeypatch, tmp_pat
 
 def test_errors_do_not_change_before_training(small, tmp_path):
     pairs = compare.pairs_of("minimal", 0, False)
-    trainer = EncodedOnceTrainer(
+    trainer = FocusDPOTrainer(
         small(), args=compare.config_of(Run("minimal", "dpo", 100.0, steps=4), str(tmp_path)), train_dataset=pairs
     )
     assert set(compare.error_changes(trainer, pairs).values()) == {0.0}
