@@ -32,10 +32,12 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(compare, "BF16", False)
     monkeypatch.setattr(compare, "CURVE", (2, 4))
     monkeypatch.setattr(compare, "BATCH_SIZE", 4)
-    for function in (compare.pairs_of, compare.scenes_of, compare.collated, compare.encoded):
+    for function in (compare.pairs_of, compare.scenes_of):
         function.cache_clear()
     pairs_of = compare.pairs_of
-    monkeypatch.setattr(compare, "pairs_of", lambda regime, seed, only, *_: pairs_of(regime, seed, only, "train", 8))
+    monkeypatch.setattr(
+        compare, "pairs_of", lambda regime, seed, relevant_only, *_: pairs_of(regime, seed, relevant_only, "train", 8)
+    )
     return base
 
 
