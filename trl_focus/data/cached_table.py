@@ -1,11 +1,12 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
+from datasets.fingerprint import Hasher
 
 
 @dataclass
@@ -18,9 +19,9 @@ class CachedTable:
         name (`str`):
             What its rows are.
         identity (`str`):
-            A hash of all that its rows depend on.
-        length (`int`):
-            Number of rows.
+            A hash of all that every row depends on.
+        keys (`Sequence[str]`):
+            What each row depends on beside that.
         make (`Callable`):
             Takes a row's number and returns its columns.
         features (`datasets.Features`):
@@ -31,22 +32,27 @@ class CachedTable:
 
     name: str
     identity: str
-    length: int
+    keys: Sequence[str]
     make: Callable[[int], dict[str, Any]]
     features: datasets.Features
 
+    @property
+    def folder(self) -> Path:
+        """Where its files are, and those of other data under the same settings."""
+        return Path(datasets.config.HF_DATASETS_CACHE) / "trl-focus" / self.identity
+
     def file(self, start: int) -> datasets.Dataset:
         """Rows from `start`, as many as a file holds."""
-        stop = min(start + self.ROWS_PER_FILE, self.length)
-        folder = Path(datasets.config.HF_DATASETS_CACHE) / "trl-focus" / self.identity
-        folder.mkdir(parents=True, exist_ok=True)
-        return datasets.Dataset.from_dict({"index": range(start, stop)}).map(
+        keys = self.keys[start : start + self.ROWS_PER_FILE]
+        fingerprint = Hasher.hash([self.identity, *keys])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return datasets.Dataset.from_dict({"index": range(start, start + len(keys))}).map(
             self.make,
             input_columns="index",
             remove_columns="index",
             features=self.features,
-            cache_file_name=str(folder / f"{self.name}-{start:09d}-{stop:09d}.arrow"),
-            new_fingerprint=f"{self.identity}-{start}",
+            cache_file_name=str(self.folder / f"{self.name}-{fingerprint}.arrow"),
+            new_fingerprint=fingerprint,
             load_from_cache_file=True,
             writer_batch_size=1,  # a row may have many MB
             desc=f"Encoding {self.name}",
@@ -54,9 +60,11 @@ class CachedTable:
 
     def fill(self, rank: int, world_size: int):
         """Makes every `world_size`-th file, from number `rank` on."""
-        for start in range(rank * self.ROWS_PER_FILE, self.length, world_size * self.ROWS_PER_FILE):
+        for start in range(rank * self.ROWS_PER_FILE, len(self.keys), world_size * self.ROWS_PER_FILE):
             self.file(start)
 
     def whole(self) -> datasets.Dataset:
         """All rows. What is not there, as what another node made on a disk of its own, is made."""
-        return datasets.concatenate_datasets([self.file(start) for start in range(0, self.length, self.ROWS_PER_FILE)])
+        return datasets.concatenate_datasets(
+            [self.file(start) for start in range(0, len(self.keys), self.ROWS_PER_FILE)]
+        )

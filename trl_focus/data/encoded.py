@@ -91,7 +91,8 @@ class EncodedRows(PreferenceRows):
         places: Sequence[int | None] | None = None,
         empty: int | None = None,
     ):
-        super().__init__(source.dataset, [*zip(source.layouts, signatures, strict=True)], source.rows, source.details)
+        layouts = [*zip(source.layouts, signatures, strict=True)]
+        super().__init__(source.dataset, layouts, source.rows, source.details, source.contents)
         self.source = source
         self.encoded = encoded
         self.variants = variants

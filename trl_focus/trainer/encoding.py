@@ -2,10 +2,8 @@
 """Prompts, images and references through the text encoders and the VAE, once for all steps, into files of `datasets`."""
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -93,8 +91,9 @@ def encode_once(
         None if seeing and layout.reference_sizes else prompt
         for layout, prompt in zip(rows.layouts, rows.dataset["prompt"], strict=True)
     ]
-    texts = {prompt for prompt in prompts if prompt is not None}
-    texts = sorted(texts | {""} if texts and collator.caption_dropout else texts)
+    texts = [*dict.fromkeys(prompt for prompt in prompts if prompt is not None)]
+    if texts and collator.caption_dropout:
+        texts = ["", *texts]
 
     def row_at(index: int) -> dict[str, Any]:
         row, variant = divmod(index, variants)
@@ -107,9 +106,10 @@ def encode_once(
         return {"encoded": pack(value), "signature": _signature(family, value)}
 
     encoders = encoder_identity(family)
-    of_rows = Hasher.hash([encoders, _collator_identity(collator), variants, [*rows.layouts], content(rows)])
-    pairs = CachedTable("pairs", of_rows, len(rows) * variants, row_at, _FEATURES)
-    conditions = CachedTable("prompts", Hasher.hash([encoders, texts]), len(texts), prompt_at, _FEATURES)
+    identity = Hasher.hash([encoders, _collator_identity(collator), variants, rows.details is not None])
+    keys = [f"{content} {row if is_random else ''}" for content, row in zip(rows.contents, rows.rows, strict=True)]
+    pairs = CachedTable("pairs", identity, [key for key in keys for _ in range(variants)], row_at, _FEATURES)
+    conditions = CachedTable("prompts", encoders, texts, prompt_at, _FEATURES)
     tables = [pairs, conditions] if texts else [pairs]
     for table in tables:
         table.fill(processes.process_index, processes.num_processes)
@@ -118,7 +118,7 @@ def encode_once(
     encoded = pairs.whole()
     signatures = encoded.select_columns("signature")[::variants]["signature"]
     if not texts:
-        return EncodedRows(rows, encoded, variants, signatures, of_rows)
+        return EncodedRows(rows, encoded, variants, signatures, identity)
     of_text = dict(zip(texts, conditions.whole()["signature"], strict=True))
     signatures = [
         signature if prompt is None else of_text[prompt] for signature, prompt in zip(signatures, prompts, strict=True)
@@ -130,7 +130,6 @@ def encode_once(
             "`encode_once=False`, or `caption_dropout=0`."
         )
     empty = place[""] if collator.caption_dropout else None
-    identity = pairs.identity + conditions.identity
     return EncodedRows(
         rows, encoded, variants, signatures, identity, conditions.whole(), [*map(place.get, prompts)], empty
     )
@@ -201,7 +200,7 @@ def _code() -> str:
 
 
 def _collator_identity(collator: DataCollatorForDiffusionPreference) -> str:
-    """A hash of what is done to images, beside the sizes that they get."""
+    """A hash of what is done to images."""
     rule = collator.layout_rule
     sizing = [
         value for value in getattr(rule.references, "__dict__", {}).values() if isinstance(value, int | float | str)
@@ -209,33 +208,8 @@ def _collator_identity(collator: DataCollatorForDiffusionPreference) -> str:
     is_random = collator.crop == "random" or collator.random_flip
     return Hasher.hash(
         [
-            *(rule.stretch, collator.crop, collator.cell_size, sizing),
+            *(rule.resolution, rule.multiple, rule.stretch, collator.crop, collator.cell_size, sizing),
             _sees_references(rule) and collator.caption_dropout > 0,
             (collator.seed, collator.random_flip) if is_random else None,
         ]
     )
-
-
-def content(rows: PreferenceRows) -> str:
-    """A hash of the rows. Images in files of their own count by path, size and time of change."""
-    parts = [rows.dataset] if rows.details is None else [rows.dataset, rows.details]
-    stats = [
-        (path, stat.st_size, stat.st_mtime_ns) for path in sorted(_linked_files(rows.dataset)) for stat in _stat(path)
-    ]
-    return Hasher.hash([[part._fingerprint for part in parts], [*rows.rows], stats])
-
-
-def _linked_files(dataset: datasets.Dataset) -> set[str]:
-    """Paths of images that are not in the table itself."""
-    found: set[str] = set()
-    for name, feature in dataset.features.items():
-        if isinstance(getattr(feature, "feature", feature), datasets.Image):
-            for chunk in dataset.data.column(name).chunks:
-                images = chunk.flatten() if hasattr(chunk, "value_lengths") else chunk
-                found.update(images.field("path").filter(images.field("bytes").is_null()).drop_null().to_pylist())
-    return found
-
-
-def _stat(path: str) -> Iterator[os.stat_result]:
-    with suppress(OSError):  # in an archive, or on the Hub
-        yield os.stat(path)

@@ -68,7 +68,8 @@ def add_reference_errors(
         *(trainer.accelerator.device.type, trainer.accelerator.mixed_precision, args.reference_positions),
         _reference_identity(trainer),
     ]
-    table = CachedTable("errors", Hasher.hash(identity), len(rows), errors_of, _FEATURES)
+    keys = [f"{content} {row}" for content, row in zip(rows.contents, rows.rows, strict=True)]
+    table = CachedTable("errors", Hasher.hash(identity), keys, errors_of, _FEATURES)
     policy.eval()
     table.fill(processes.process_index, processes.num_processes)
     processes.wait_for_everyone()
