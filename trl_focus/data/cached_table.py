@@ -9,6 +9,11 @@ import datasets
 from datasets.fingerprint import Hasher
 
 
+def cache_folder() -> Path:
+    """Where the files of all tables are."""
+    return Path(datasets.config.HF_DATASETS_CACHE) / "trl-focus"
+
+
 @dataclass
 class CachedTable:
     """
@@ -26,6 +31,8 @@ class CachedTable:
             Takes a row's number and returns its columns.
         features (`datasets.Features`):
             The columns.
+        fetch (`Callable`, *optional*):
+            Takes the path of a file that is not there, and may put it there.
     """
 
     ROWS_PER_FILE: ClassVar[int] = 256  # what a run that is broken off loses at most
@@ -35,23 +42,22 @@ class CachedTable:
     keys: Sequence[str]
     make: Callable[[int], dict[str, Any]]
     features: datasets.Features
-
-    @property
-    def folder(self) -> Path:
-        """Where its files are, and those of other data under the same settings."""
-        return Path(datasets.config.HF_DATASETS_CACHE) / "trl-focus" / self.identity
+    fetch: Callable[[Path], None] | None = None
 
     def file(self, start: int) -> datasets.Dataset:
         """Rows from `start`, as many as a file holds."""
         keys = self.keys[start : start + self.ROWS_PER_FILE]
         fingerprint = Hasher.hash([self.identity, *keys])
-        self.folder.mkdir(parents=True, exist_ok=True)
+        path = cache_folder() / self.identity / f"{self.name}-{fingerprint}.arrow"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self.fetch is not None and not path.exists():
+            self.fetch(path)
         return datasets.Dataset.from_dict({"index": range(start, start + len(keys))}).map(
             self.make,
             input_columns="index",
             remove_columns="index",
             features=self.features,
-            cache_file_name=str(self.folder / f"{self.name}-{fingerprint}.arrow"),
+            cache_file_name=str(path),
             new_fingerprint=fingerprint,
             load_from_cache_file=True,
             writer_batch_size=1,  # a row may have many MB

@@ -4,6 +4,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -102,6 +103,12 @@ class EncodedRows(PreferenceRows):
         self.empty = empty
         self.draws: int | None = None
         self.ref_errors: datasets.Dataset | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that they are in."""
+        tables = (self.encoded, self.conditions, self.ref_errors)
+        return [Path(file["filename"]) for table in tables if table is not None for file in table.cache_files]
 
     def picture(self, row: int, epoch: int, collator: DataCollatorForDiffusionPreference) -> torch.Tensor:
         """Chosen and rejected of a row as they were encoded, uint8 of shape `(2, 3, H, W)`, by what batches call `row`."""

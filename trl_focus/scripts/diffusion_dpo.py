@@ -18,12 +18,15 @@ from trl_focus import DiffusionDPOConfig, DiffusionDPOTrainer
 from trl_focus.scripts import arguments, training
 
 
+TRAINER = DiffusionDPOTrainer
+
+
 def make_parser(subparsers=None, prog=None):
     return arguments.make_parser(DiffusionDPOConfig, "diffusion_dpo", subparsers, prog)
 
 
 def main(script_args, training_args, model_args):
-    return training.main(DiffusionDPOTrainer, script_args, training_args, model_args)
+    return training.main(TRAINER, script_args, training_args, model_args)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,15 @@ from trl_focus import FocusDPOConfig, FocusDPOTrainer
 from trl_focus.scripts import arguments, training
 
 
+TRAINER = FocusDPOTrainer
+
+
 def make_parser(subparsers=None, prog=None):
     return arguments.make_parser(FocusDPOConfig, "focus_dpo", subparsers, prog)
 
 
 def main(script_args, training_args, model_args):
-    return training.main(FocusDPOTrainer, script_args, training_args, model_args)
+    return training.main(TRAINER, script_args, training_args, model_args)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from peft import LoraConfig
 
 from ..data.loading import PreferenceDataset, load_mixture, load_preferences
 from ..errors import InputError, refusals
+from ..trainer.diffusion_dpo_trainer import DiffusionDPOTrainer
 from .arguments import ModelArguments, ScriptArguments, parse
 
 
@@ -53,8 +54,15 @@ def named_in_card(arguments: ScriptArguments) -> str | None:
     return ids[0] if len(ids) == 1 else None
 
 
-def main(trainer_class: type, script_args: ScriptArguments, training_args, model_args: ModelArguments):
-    """Trains, saves, and uploads if `push_to_hub` asks for it. Returns the trainer."""
+def make_trainer(
+    trainer_class: type, script_args: ScriptArguments, training_args, model_args: ModelArguments
+) -> DiffusionDPOTrainer:
+    """
+    The trainer of a run.
+
+    Raises:
+        InputError: If it refuses what it was given.
+    """
     if model_args.model_revision is not None:
         given = training_args.model_init_kwargs or {}
         training_args.model_init_kwargs = {"revision": model_args.model_revision, **given}
@@ -75,6 +83,14 @@ def main(trainer_class: type, script_args: ScriptArguments, training_args, model
             ),
         )
     trainer.dataset_name = named_in_card(script_args)
+    return trainer
+
+
+def main(
+    trainer_class: type, script_args: ScriptArguments, training_args, model_args: ModelArguments
+) -> DiffusionDPOTrainer:
+    """Trains, saves, and uploads if `push_to_hub` asks for it. Returns the trainer."""
+    trainer = make_trainer(trainer_class, script_args, training_args, model_args)
     resume = training_args.resume_from_checkpoint
     # the command line can only say it in letters
     trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)

@@ -86,6 +86,8 @@ class DiffusionDPOConfig(_BaseConfig):
             Whether prompts, images and references are encoded before training, into files that later runs find again, so
             that the encoders need not be on the device beside the denoiser. Streams, and rows of a `data_collator` of your
             own, are encoded in each step.
+        prepared (`str`, *optional*):
+            Dataset on the Hub that `trl-focus prepare --push_to` made: what of it fits is downloaded rather than encoded again.
         encode_variants (`int`, *optional*, defaults to `4`):
             Crops and flips of each row that are encoded, at least 1, where they are random: epochs take them in turn.
 
@@ -258,6 +260,13 @@ class DiffusionDPOConfig(_BaseConfig):
             "help": "Whether prompts, images and references are encoded before training, into files that later runs find "
             "again, so that the encoders need not be on the device beside the denoiser. Streams, and rows of a "
             "`data_collator` of your own, are encoded in each step."
+        },
+    )
+    prepared: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dataset on the Hub that `trl-focus prepare --push_to` made: what of it fits is downloaded rather than "
+            "encoded again."
         },
     )
     encode_variants: int = field(

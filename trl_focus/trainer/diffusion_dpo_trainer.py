@@ -29,6 +29,7 @@ from ..data.layout import LayoutRule
 from ..data.loader import preference_loader
 from ..data.preparation import PreferenceDataset, prepare_preferences
 from ..hub.card import write_card
+from ..hub.encoded import fetcher
 from ..hub.lora import save_lora
 from ..losses import PreferenceTerms, mean_error, preference_loss
 from ..noise import Noised, denoising_error, draw
@@ -188,6 +189,7 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
         )
         collator = partial(DataCollatorForDiffusionPreference, self.layout_rule, self.family.cell_size)
         self.encode_once = args.encode_once and data_collator is None
+        self.fetch_encoded = fetcher(args.prepared, args.hub_token) if args.prepared else None
         self.eval_collator = data_collator or collator(args.eval_seed, "none" if args.crop == "none" else "center")
         data_collator = data_collator or collator(args.seed, args.crop, args.random_flip, args.caption_dropout)
         with args.main_process_first(local=False, desc="checking preference pairs"):  # the others read its cache
@@ -269,7 +271,9 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
         if not self.encode_once or not isinstance(dataset, PreferenceRows):
             return dataset
         with self._encoders_at_work():
-            return encode_once(dataset, self.family, collator, self.args.encode_variants, PartialState())
+            return encode_once(
+                dataset, self.family, collator, self.args.encode_variants, PartialState(), self.fetch_encoded
+            )
 
     def _move_encoders(self, device: torch.device):
         for module in self.family.encoders:

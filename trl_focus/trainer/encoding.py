@@ -63,6 +63,7 @@ def encode_once(
     collator: DataCollatorForDiffusionPreference,
     variants: int,
     processes: PartialState,
+    fetch: Callable[[Path], None] | None = None,
 ) -> EncodedRows:
     """
     Encodes rows before training, into files in the cache of `datasets` that later runs find again: what has the same
@@ -79,6 +80,8 @@ def encode_once(
             Crops and flips of each row, where these are random.
         processes (`PartialState`):
             Share the files out.
+        fetch (`Callable`, *optional*):
+            Takes the path of a file that is not there, and may put it there.
 
     Raises:
         FloatingPointError: If a latent is not finite.
@@ -108,8 +111,8 @@ def encode_once(
     encoders = encoder_identity(family)
     identity = Hasher.hash([encoders, _collator_identity(collator), variants, rows.details is not None])
     keys = [f"{content} {row if is_random else ''}" for content, row in zip(rows.contents, rows.rows, strict=True)]
-    pairs = CachedTable("pairs", identity, [key for key in keys for _ in range(variants)], row_at, _FEATURES)
-    conditions = CachedTable("prompts", encoders, texts, prompt_at, _FEATURES)
+    pairs = CachedTable("pairs", identity, [key for key in keys for _ in range(variants)], row_at, _FEATURES, fetch)
+    conditions = CachedTable("prompts", encoders, texts, prompt_at, _FEATURES, fetch)
     tables = [pairs, conditions] if texts else [pairs]
     for table in tables:
         table.fill(processes.process_index, processes.num_processes)

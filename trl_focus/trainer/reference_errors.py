@@ -69,7 +69,7 @@ def add_reference_errors(
         _reference_identity(trainer),
     ]
     keys = [f"{content} {row}" for content, row in zip(rows.contents, rows.rows, strict=True)]
-    table = CachedTable("errors", Hasher.hash(identity), keys, errors_of, _FEATURES)
+    table = CachedTable("errors", Hasher.hash(identity), keys, errors_of, _FEATURES, trainer.fetch_encoded)
     policy.eval()
     table.fill(processes.process_index, processes.num_processes)
     processes.wait_for_everyone()

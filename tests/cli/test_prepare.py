@@ -1,0 +1,58 @@
+# Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
+"""`trl-focus prepare`, and pairs that were encoded elsewhere."""
+
+import datasets
+import pytest
+import yaml
+
+from tests.fixtures.pairs import make_pairs
+from tests.fixtures.pipelines import PIPELINES
+from tests.hub.conftest import hub  # noqa: F401
+from trl_focus.cli import main
+from trl_focus.trainer import encoding, reference_errors
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "here")
+    PIPELINES["sd15"]().save_pretrained(tmp_path / "base")
+    make_pairs(4).save_to_disk(tmp_path / "pairs")
+    file = tmp_path / "run.yaml"
+    settings = {
+        "model_name_or_path": str(tmp_path / "base"),
+        "dataset_name": str(tmp_path / "pairs"),
+        "output_dir": str(tmp_path / "out"),
+        "resolution": 64,
+        "per_device_train_batch_size": 2,
+        "max_steps": 2,
+        "precompute_ref_errors": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    file.write_text(yaml.safe_dump(settings))
+    return str(file)
+
+
+def test_what_was_prepared_elsewhere_is_not_encoded_again(hub, config, tmp_path, monkeypatch, capsys):  # noqa: F811
+    assert main(["prepare", "--push_to", "alice/encoded", "--private", "dpo", "--config", config]) == 0
+    assert "train: 4 pairs" in capsys.readouterr().out
+    assert hub.repos["datasets", "alice/encoded"].private
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "there")
+    monkeypatch.setattr(encoding, "encode_row", None)
+    monkeypatch.setattr(reference_errors, "pack", None)
+    assert main(["train", "dpo", "--config", config, "--prepared", "alice/encoded"]) == 0
+    names = sorted(path.name.split("-")[0] for path in (tmp_path / "there" / "trl-focus").rglob("*.arrow"))
+    assert names == ["errors", "pairs", "prompts"]
+
+
+def test_a_dataset_that_is_not_there(hub, config, capsys):  # noqa: F811
+    assert main(["train", "dpo", "--config", config, "--prepared", "alice/nothing"]) == 2
+    assert "no such dataset" in capsys.readouterr().err
+
+
+def test_refuses_what_leaves_nothing_to_prepare(config, capsys):
+    assert main(["prepare", "dpo", "--config", config, "--encode_once", "false", "--precompute_ref_errors", "0"]) == 2
+    assert "nothing to prepare" in capsys.readouterr().err
+    assert main(["prepare", "dpo", "--config", config, "--num_processes", "2"]) == 2
+    assert "one process" in capsys.readouterr().err
