@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import InputError
-from . import card, env, families, masks, train, validate
+from . import card, env, families, inspect, masks, train, validate
 
 
-COMMANDS = (train, validate, masks, families, card, env)
+COMMANDS = (train, validate, masks, inspect, families, card, env)
 
 
 def make_parser() -> ArgumentParser:
