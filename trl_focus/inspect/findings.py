@@ -10,6 +10,9 @@ from ..data.schema import check_columns, listed
 from ..data.validation import row_reports
 
 
+REFUSED = "refused by training"
+
+
 class Findings(NamedTuple):
     """
     Attributes:
@@ -44,7 +47,7 @@ def find(dataset: datasets.Dataset, num_proc: int | None = None) -> Findings:
     for report, doubt in zip(reports, doubts, strict=True):
         row = report["row"]
         if report["problems"]:
-            notes["refused by training"][row] = report["problems"]
+            notes[REFUSED][row] = report["problems"]
         if doubt:
             notes["masks not sure"][row] = list(doubt)
         if report["tie"]:

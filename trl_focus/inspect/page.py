@@ -4,6 +4,7 @@
 import html
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -14,11 +15,12 @@ from ..data.rows import reference_subject_indices
 from ..errors import InputError
 from ..focus.drawing import SUBJECTS, tinted
 from .edits import Edits, flip, save, toggle
-from .findings import Findings, find
+from .findings import REFUSED, Findings, find
 from .maps import Matcher, PairMaps
 
 
 SIDE = 640  # pixels: longest side of a picture on the page
+PICTURES = 12  # of a run, that the page shows
 ALL, FLIPPED, DROPPED = "all", "flipped", "dropped"
 CSS = """
 #trl-chosen .label-wrap, #trl-chosen label { color: #1b8a5a } #trl-rejected label { color: #d95f02 }
@@ -41,6 +43,8 @@ class View:
             At which size focus maps are drawn where there is no model: see [`PairMaps`].
         num_proc (`int`, *optional*):
             Processes that read rows.
+        pictures (`Sequence[Path]`, *optional*):
+            Files of pictures to show below, of which the first `PICTURES` are.
 
     Raises:
         ValueError, TypeError: If columns are missing or of another type.
@@ -55,10 +59,12 @@ class View:
         resolution: int = 512,
         stretch: bool = True,
         num_proc: int | None = None,
+        pictures: Sequence[Path] = (),
     ):
         if not len(dataset):
             raise InputError(f"{name} has no rows: there is nothing to look at")
         self.dataset, self.name, self.matcher = dataset.with_format(None), name, matcher
+        self.run_pictures = list(pictures)[:PICTURES]
         self.findings: Findings = find(self.dataset, num_proc)
         self._encoded = dataset.with_format("arrow")  # an image that can't be decoded is shown as such
 
@@ -88,7 +94,7 @@ class View:
         """Chosen, rejected and the references with their captions, with or without the masks laid over them."""
         row = self.row(number, flipped)
         references = row.get("references") or []
-        refused = bool(self.findings.reasons[number]) and number in self.findings.kinds.get("refused by training", [])
+        refused = number in self.findings.kinds.get(REFUSED, [])  # which mask is whose may not be known
         shown = list(range(len(references))) if refused else reference_subject_indices(row)
         over = masks and not refused
         chosen, rejected = (
@@ -190,6 +196,10 @@ def make_page(view: View):
             )
             save_it = gr.Button("Save the edited pairs", variant="primary", elem_id="trl-save")
         said = gr.HTML(elem_id="trl-said")
+        if view.run_pictures:
+            shown["height"] = 640
+            taken = [(PIL.Image.open(file), f"{file.parent.name}, {file.stem}") for file in view.run_pictures]
+            gr.Gallery(taken, label="pictures of the run", columns=3, elem_id="trl-run", object_fit="contain", **shown)
 
         def show_pair(number, kind_, masks_, level_, edits_):
             if number is None or not 0 <= number <= most:
