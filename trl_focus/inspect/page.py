@@ -23,7 +23,8 @@ SIDE = 640  # pixels: longest side of a picture on the page
 PICTURES = 12  # of a run, that the page shows
 ALL, FLIPPED, DROPPED = "all", "flipped", "dropped"
 CSS = """
-#trl-chosen .label-wrap, #trl-chosen label { color: #1b8a5a } #trl-rejected label { color: #d95f02 }
+#trl-chosen label { color: #1b8a5a } #trl-rejected label { color: #d95f02 }
+#trl-references .grid-wrap { padding-top: 2.2em } /* under the label */
 .trl-note { color: var(--body-text-color-subdued) }
 """
 
@@ -109,7 +110,7 @@ class View:
 
     def _caption(self, row: dict[str, Any], i: int, subject: int) -> str:
         names = row.get("subjects") or []
-        return f"reference {i}" + (f": {names[subject]}" if subject < len(names) else "")
+        return names[subject] if subject < len(names) else f"reference {i}"
 
     def map_picture(self, number: int, flipped: bool, level: float) -> tuple[PIL.Image.Image | None, str]:
         """The parts of the focus map at a noise level; or `None`, and why there is none."""
@@ -166,7 +167,7 @@ def make_page(view: View):
     import gradio as gr
 
     most = len(view.dataset) - 1
-    with gr.Blocks(title=f"{view.name} · trl-focus", analytics_enabled=False) as page:
+    with gr.Blocks(title=f"{view.name} · trl-focus", analytics_enabled=False, fill_width=True) as page:
         edits = gr.State(Edits())
         gr.Markdown(f"## {view.name}")
         with gr.Row():
@@ -187,8 +188,9 @@ def make_page(view: View):
             )
         masks = gr.Checkbox(True, label="Show masks", elem_id="trl-masks")
         level = gr.Slider(0, 1, 0.25, step=0.05, label="Noise level of the focus map", elem_id="trl-level")
-        shown["height"] = None
-        maps = gr.Image(label="parts of the focus map", type="pil", elem_id="trl-maps", format="png", **shown)
+        maps = gr.Image(
+            type="pil", format="png", interactive=False, show_label=False, buttons=[], elem_id="trl-maps"
+        )  # a label or a button would lie on its titles
         why = gr.HTML(elem_id="trl-why")
         with gr.Row(equal_height=True):
             folder = gr.Textbox(
