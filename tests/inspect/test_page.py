@@ -153,6 +153,11 @@ class TestInABrowser:
         options[1].click()
         page.says("row 1, 1 of 1 · tie")
         page.says("⚠ `chosen` and `rejected` are the same picture")
+        page.click("#trl-kind input")
+        page.wait("[role=option]")[4].click()
+        page.says("No row is flipped.")
+        page.click("#trl-next")
+        page.says("No row is flipped.")
 
     def test_noise_level(self, page):
         from selenium.webdriver import ActionChains
@@ -194,6 +199,11 @@ class TestInABrowser:
         assert len(elsewhere) > 5
         assert {urlsplit(url).netloc for url in elsewhere} == {urlsplit(page.address).netloc}
         assert server[2] == []
+
+
+def test_a_port_that_is_taken(pairs):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="port"):
+        launch(View(pairs, "some-pairs"), taken.getsockname()[1], wait=False)
 
 
 class TestView:

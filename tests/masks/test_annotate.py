@@ -186,6 +186,21 @@ def test_masks_that_are_there_are_kept(seen):
     assert len(seen) == 2 + 2 * 2
 
 
+def test_rows_set_aside_can_be_tried_again(seen):
+    own = PIL.Image.new("L", (64, 64), 255)
+    kept, aside = add_masks(
+        dataset_of(pair(BOTH, **NAMES), pair((("cat", LEFT),), rejected_masks=[own, own], **NAMES))
+    )
+    again, still = add_masks(aside)
+    assert len(again) == 0 and still["problems"][:] == aside["problems"][:]
+    again, _ = add_masks(aside, MaskSettings(missing="absent"))
+    assert [box_of(mask) for mask in again[0]["chosen_masks"]] == [LEFT, None]
+    assert [box_of(mask) for mask in again[0]["rejected_masks"]] == [(0, 0, 64, 64)] * 2  # these were given
+    asked = len(seen)
+    once_more, _ = add_masks(kept, MaskSettings(confidence=1.0))
+    assert len(seen) == asked and once_more.to_list() == kept.to_list()
+
+
 def test_cached(seen, tmp_path):
     dataset_of(*[pair(BOTH, **NAMES)] * 3).save_to_disk(tmp_path / "pairs")  # datasets in memory are not cached
     dataset = datasets.load_from_disk(tmp_path / "pairs")

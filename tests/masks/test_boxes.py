@@ -28,9 +28,11 @@ def test_each_subject_gets_its_own_place():
     assert places == [Found(RIGHT, 0.5), Found(LEFT, 0.9)] and others == [[], []]
 
 
-def test_what_is_left_is_told():
-    places, others = assign([[Found(LEFT, 0.9), Found(RIGHT, 0.3)]], 0.1)
-    assert places == [Found(LEFT, 0.9)] and others == [[Found(RIGHT, 0.3)]]
+@pytest.mark.parametrize("score, told", [(0.46, True), (0.44, False)])
+def test_what_is_left_is_told(score, told):
+    other = Found(RIGHT, score)
+    places, others = assign([[Found(LEFT, 0.9), other, Found(HEAD, 0.8)]], 0.1)
+    assert places == [Found(LEFT, 0.9)] and others == [[other] if told else []]
 
 
 def test_below_the_least_nothing_counts():

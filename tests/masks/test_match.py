@@ -67,6 +67,14 @@ def test_score_is_the_cosine_of_the_place():
     assert found.box == (10, 10, 20, 20) and found.score == pytest.approx(0.6)
 
 
+def test_what_looks_more_like_another_subject_is_left_to_it():
+    alike = torch.tensor([0.0, 0.7, 0.714])
+    image = torch.cat([features(["......c"]), alike[None]])
+    assert boxes(places(image, CAT[None], [0], 1, (1, 8), (80, 10))) == [[(60, 0, 80, 10)]]
+    found = places(image, torch.stack([CAT, alike]), [0, 1], 2, (1, 8), (80, 10))
+    assert boxes(found) == [[(60, 0, 70, 10)], [(70, 0, 80, 10)]]
+
+
 def test_two_references_of_one_subject():
     side = torch.tensor([0.0, 0.6, 0.8])
     both = torch.cat([features(["...c"]), side[None]])

@@ -5,6 +5,7 @@ import html
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import datasets
@@ -73,7 +74,7 @@ class View:
         def maps(row: int, flipped: bool) -> PairMaps:
             return PairMaps.of(self.row(row, flipped), matcher, resolution, stretch)
 
-        self._maps = maps
+        self._maps, self._one_at_a_time = maps, Lock()  # a model's features are read by a hook
 
     def row(self, number: int, flipped: bool = False) -> dict[str, Any]:
         """A row with its images encoded, flipped or not."""
@@ -115,7 +116,8 @@ class View:
     def map_picture(self, number: int, flipped: bool, level: float) -> tuple[PIL.Image.Image | None, str]:
         """The parts of the focus map at a noise level; or `None`, and why there is none."""
         try:
-            return self._maps(number, flipped).draw(level), ""
+            with self._one_at_a_time:
+                return self._maps(number, flipped).draw(level), ""
         except (ValueError, TypeError) as error:
             return None, str(error)
 

@@ -35,8 +35,8 @@ def add_masks(
     dataset: datasets.Dataset, settings: MaskSettings | None = None, batch_size: int = 8
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """
-    Makes the masks that the rows of a preference dataset lack. Masks that a row has are kept: `dataset.remove_columns` takes
-    them out. `datasets` caches what is made: the same data with the same settings loads no model again.
+    Makes the masks that the rows of a preference dataset lack. Masks that a row has are kept (`dataset.remove_columns` takes
+    them out), but for those that this function has made itself and set aside. `datasets` caches what is made: the same data with the same settings loads no model again.
 
     Args:
         dataset (`datasets.Dataset`):
@@ -66,7 +66,7 @@ def add_masks(
             f"subjects are searched by {settings.by}, and the dataset has no column `{wanted[0]}`; it has "
             f"{listed(dataset.column_names)}"
         )
-    known = [name for name in COLUMNS if name in dataset.column_names]
+    known = [name for name in dict.fromkeys((*COLUMNS, *MADE)) if name in dataset.column_names]
     made = (
         dataset.select_columns(known)
         .with_format("arrow")  # images stay encoded up to `_annotate`
@@ -91,7 +91,7 @@ def add_masks(
 
 def _annotate(table, settings: MaskSettings, batch_size: int, version: str) -> dict[str, list]:
     rows = table.to_pylist()
-    made = [{name: row.get(name) for name in MADE} for row in rows]
+    made = [_made_before(row) for row in rows]
     for row, columns in zip(rows, made, strict=True):
         columns["problems"] = inspect_row(row).problems or _unsearchable(row, settings.by)
     good = {number: _read(row) for number, row in enumerate(rows) if not made[number]["problems"]}
@@ -134,6 +134,15 @@ def _annotate(table, settings: MaskSettings, batch_size: int, version: str) -> d
         )
     _enter(made, searches, judge(searches, found, settings, batch_size))
     return {name: [columns[name] for columns in made] for name in MADE}
+
+
+def _made_before(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a row's masks: all but those that were made here and could not be relied on."""
+    columns = {name: row.get(name) for name in MADE}
+    for image in IMAGES:
+        if row.get("problems") and columns[f"{image}_confidences"] is not None:
+            columns |= {f"{image}_masks": None, f"{image}_confidences": None}
+    return columns
 
 
 def subject_labels(row: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 SHARED = 0.5  # of the smaller of two boxes of one subject, from which on they are the same place
 SAME = 0.7  # intersection over union from which on two subjects would stand in one place
+RIVAL = 0.5  # of the score of a subject's place, from which on another may be meant as well
 
 
 class Found(NamedTuple):
@@ -67,8 +68,8 @@ def assign(candidates: Sequence[Sequence[Found]], least: float) -> tuple[list[Fo
             Score in [0, 1] below which a place does not count.
 
     Returns:
-        `tuple`: for each subject its place, or `None`; and the other places that count and that nobody has taken. Where
-        a subject has some, it can't be told which is meant.
+        `tuple`: for each subject its place, or `None`; and the other places that may be meant as well: they count, have at
+        least half of the score of the subject's own, and nobody has taken them.
     """
     places: list[Found | None] = [None] * len(candidates)
     counting = [[each for each in found if each.score >= least] for found in candidates]
@@ -79,7 +80,13 @@ def assign(candidates: Sequence[Sequence[Found]], least: float) -> tuple[list[Fo
             places[subject] = each
     taken = [place for place in places if place is not None]
     others = [
-        [each for each in distinct(found) if all(over_smaller(each.box, place.box) < SHARED for place in taken)]
-        for found in counting
+        [
+            each
+            for each in distinct(found)
+            if place is not None
+            and each.score >= RIVAL * place.score
+            and all(over_smaller(each.box, other.box) < SHARED for other in taken)
+        ]
+        for place, found in zip(places, counting, strict=True)
     ]
     return places, others

@@ -104,7 +104,7 @@ def _of_places(
 ) -> Iterator[str]:
     may_lack = settings.missing == "absent" and search.column != "reference"
     for subject, found, place, rest in zip(search.subjects, candidates, places, others, strict=True):
-        if place is not None and rest:
+        if rest:
             scores = ", ".join(f"{each.score:.2f}" for each in (place, *rest))
             yield f"{len(rest) + 1} places may show {subject!r} (confidence {scores}), and one is searched"
         if place is None and not may_lack:
