@@ -88,6 +88,14 @@ class TestWithAModel:
         assert low.shape == (2, 1, 4, 4) and not torch.allclose(low, high)
         assert torch.equal(high, maps.matcher.similarity(maps.batch, 1.0))  # the same noise again
 
+    def test_the_level_is_no_quantile(self, family, monkeypatch):
+        maps = PairMaps.of(rows_of(make_pairs(1, n_references=1))[0], Matcher(family, 64))
+        shifted = []
+        for shift in (1.0, 5.0):  # towards noise, as the scheduler of a pipeline has it
+            monkeypatch.setattr(family, "process", RectifiedFlow(shift))
+            shifted.append(maps.matcher.similarity(maps.batch, 0.3))
+        assert torch.equal(*shifted)
+
     def test_a_pair_without_references(self, family):
         (row,) = rows_of(make_pairs(1))
         assert "matched" not in PairMaps.of(row, Matcher(family, 64)).parts(0.5)
