@@ -141,7 +141,7 @@ class TestInABrowser:
         page.click("#trl-next")  # there is no other
         page.click("#trl-previous")
         page.says("row 2, 3 of 4")
-        page.says("This pair has no masks of both images", "#trl-why")
+        page.says("No focus map: the pair has no masks of both images", "#trl-why")
         page.until(lambda driver: not driver.find_elements("css selector", "#trl-maps img"))
 
     def test_filters(self, page):

@@ -27,7 +27,7 @@ from ..noise import RectifiedFlow, draw
 
 
 CELL = 16  # pixels: what a token is in most models
-NO_MASKS = "This pair has no masks of both images, of which its focus map would be made."
+NO_MASKS = "the pair has no masks of both images, of which it would be made"
 
 
 class Matcher:

@@ -25,7 +25,7 @@ PICTURES = 12  # of a run, that the page shows
 ALL, FLIPPED, DROPPED = "all", "flipped", "dropped"
 CSS = """
 #trl-chosen label { color: #1b8a5a } #trl-rejected label { color: #d95f02 }
-#trl-references .grid-wrap { padding-top: 2.2em } /* under the label */
+#trl-references .grid-wrap, #trl-run .grid-wrap { padding-top: 2.2em } /* under the label */
 .trl-note { color: var(--body-text-color-subdued) }
 """
 
@@ -119,7 +119,7 @@ class View:
             with self._one_at_a_time:
                 return self._maps(number, flipped).draw(level), ""
         except (ValueError, TypeError) as error:
-            return None, str(error)
+            return None, f"No focus map: {error}"
 
     def legend(self, number: int) -> str:
         """Names of the subjects in the colours of their masks, as HTML."""

@@ -38,5 +38,8 @@ def load(kind: str, name: str) -> tuple[Any, PreTrainedModel]:
     """
     model_class, processor_class = KINDS[kind]
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    model = model_class.from_pretrained(name, dtype=torch.float32)
+    try:
+        model = model_class.from_pretrained(name, dtype=torch.float32)
+    except OSError as error:  # which does not always say what could not be loaded
+        raise OSError(f"the {kind} {name} can't be loaded: {error}") from error
     return processor_class.from_pretrained(name), model.to(device).eval()
