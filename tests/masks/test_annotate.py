@@ -259,6 +259,14 @@ class TestByReference:
         kept, _ = add_masks(dataset_of(*rows), settings)
         assert [box_of(mask) for mask in kept[0]["chosen_masks"]] == [RIGHT]
 
+    def test_nothing_is_searched_where_nothing_lacks(self, seen, settings):
+        mask = PIL.Image.new("L", SQUARE, 255)
+        masked = pair((("cat", RIGHT),), chosen_masks=[mask], rejected_masks=[mask], references=[], size=SQUARE)
+        searched = pair((("cat", RIGHT),), references=[scene(("cat", (0, 0, 64, 48)))], size=SQUARE)
+        kept, _ = add_masks(dataset_of(masked, searched), settings)
+        assert [box_of(row["chosen_masks"][0]) for row in kept] == [(0, 0, 64, 64), RIGHT]
+        assert kept[0]["reference_masks"] is None and kept[0]["chosen_confidences"] is None
+
     def test_set_aside(self, seen, settings):
         cat = scene(("cat", (0, 0, 64, 48)))
         rows = [

@@ -36,7 +36,8 @@ def add_masks(
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """
     Makes the masks that the rows of a preference dataset lack. Masks that a row has are kept (`dataset.remove_columns` takes
-    them out), but for those that this function has made itself and set aside. `datasets` caches what is made: the same data with the same settings loads no model again.
+    them out), but for those that this function made itself and set aside. `datasets` caches what is made: the same data with
+    the same settings loads no model again.
 
     Args:
         dataset (`datasets.Dataset`):
@@ -93,7 +94,9 @@ def _annotate(table, settings: MaskSettings, batch_size: int, version: str) -> d
     rows = table.to_pylist()
     made = [_made_before(row) for row in rows]
     for row, columns in zip(rows, made, strict=True):
-        columns["problems"] = inspect_row(row).problems or _unsearchable(row, settings.by)
+        columns["problems"] = inspect_row(row).problems
+        if not columns["problems"] and _lacks_masks(row, columns):
+            columns["problems"] = _unsearchable(row, settings.by)
     good = {number: _read(row) for number, row in enumerate(rows) if not made[number]["problems"]}
     subjects = {number: subject_labels(rows[number]) for number in good}
     shown = {number: reference_subject_indices(rows[number]) for number in good}
@@ -121,7 +124,7 @@ def _annotate(table, settings: MaskSettings, batch_size: int, version: str) -> d
         references = {
             number: [
                 (image, _mask(mask, image))
-                for image, mask in zip(images["references"], made[number]["reference_masks"], strict=True)
+                for image, mask in zip(images["references"], made[number]["reference_masks"] or [], strict=True)
             ]
             for number, images in good.items()
         }
@@ -143,6 +146,11 @@ def _made_before(row: Mapping[str, Any]) -> dict[str, Any]:
         if row.get("problems") and columns[f"{image}_confidences"] is not None:
             columns |= {f"{image}_masks": None, f"{image}_confidences": None}
     return columns
+
+
+def _lacks_masks(row: Mapping[str, Any], columns: Mapping[str, Any]) -> bool:
+    wanted = [image for image in IMAGES if image != "reference" or row.get("references")]
+    return any(columns[f"{image}_masks"] is None for image in wanted)
 
 
 def subject_labels(row: Mapping[str, Any]) -> list[str]:
