@@ -37,6 +37,8 @@ def command(*arguments, **environment):
         (["validate", "--help"], 0.5),
         (["card", "--help"], 0.5),
         (["train", "--help"], 0.5),
+        (["masks", "--help"], 0.5),
+        (["inspect", "--help"], 0.5),
         (["env"], 2),
     ],
     ids=str,
@@ -52,7 +54,7 @@ def test_light_commands(arguments, seconds):
 
 def test_help_names_every_command():
     text = command("--help").stdout
-    for name in ("train", "validate", "families", "card", "env"):
+    for name in ("train", "validate", "masks", "inspect", "families", "card", "env"):
         assert f"\n    {name} " in text
 
 

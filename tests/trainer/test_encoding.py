@@ -20,7 +20,7 @@ from trl_focus.data.encoded import EncodedCollator, pack, unpack
 from trl_focus.data.layout import LayoutRule
 from trl_focus.data.preparation import prepare_preferences
 from trl_focus.trainer import encoding
-from trl_focus.trainer.encoding import encode_once, encode_pixels, encoder_identity
+from trl_focus.trainer.encoding import encode_once, encoder_identity
 
 
 @pytest.fixture(autouse=True)
@@ -86,8 +86,8 @@ def test_batches_hold_what_a_step_would_encode(name):
     with torch.no_grad():
         live = collator([rows.source[key] for key in keys])
         prompt = family.encode_prompt(live["prompt"], live["prompt_references"])
-        images = {side: encode_pixels(family, live[side]) for side in ("chosen", "rejected")}
-        references = [encode_pixels(family, pixels) for pixels in live["references"]]
+        images = {side: family.encode_pixels(live[side]) for side in ("chosen", "rejected")}
+        references = [family.encode_pixels(pixels) for pixels in live["references"]]
     batch = encoded_collator(family, collator)([rows[key] for key in keys])
     assert_close(batch.pop("conditions"), prompt)
     live.pop("prompt_references")
@@ -221,7 +221,7 @@ def test_crops_and_flips_take_turns():
         batch = load([rows[key] for key in keys])
         live = collator([rows.source[key._replace(epoch=epoch % 2)] for key in keys])
         with torch.no_grad():
-            torch.testing.assert_close(batch["chosen"], encode_pixels(family, live["chosen"]), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(batch["chosen"], family.encode_pixels(live["chosen"]), rtol=1e-4, atol=1e-5)
         assert torch.equal(batch["chosen_masks"], live["chosen_masks"])
         assert batch["seed"] == collator([rows.source[key] for key in keys])["seed"]  # noise never comes twice
 

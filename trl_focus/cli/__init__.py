@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import InputError
-from . import card, env, families, prepare, train, validate
+from . import card, env, families, inspect, masks, prepare, train, validate
 
 
-COMMANDS = (train, prepare, validate, families, card, env)
+COMMANDS = (masks, inspect, validate, prepare, train, families, card, env)
 
 
 def make_parser() -> ArgumentParser:

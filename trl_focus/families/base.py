@@ -306,6 +306,10 @@ class Family:
         """Pixels in [-1, 1] to clean latents on the token grid, `x_BCHW`."""
         raise NotImplementedError
 
+    def encode_pixels(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """Images of 8 bits, on any device, to clean latents on the token grid, in the dtype and on the device of the VAE."""
+        return self.encode_image(pixels_BCHW.to(self.pipeline.vae.device).float() / 255 * 2 - 1)
+
     def predict(
         self,
         denoiser: torch.nn.Module,

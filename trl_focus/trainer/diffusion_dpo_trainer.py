@@ -36,7 +36,7 @@ from ..noise import Noised, denoising_error, draw
 from .beta_controller import GradientFactorController
 from .checks import check_arguments, each_dataset, named_dataset, warn_of_cut_prompts
 from .diffusion_dpo_config import DiffusionDPOConfig
-from .encoding import encode_once, encode_pixels
+from .encoding import encode_once
 from .finite import FiniteAlarm
 from .metrics import DeviceMeans
 from .pipeline import load_pipeline, load_reference
@@ -360,7 +360,7 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
         """Clean latents of the 2B images (chosen first), and what conditions them; encoded, unless they are already."""
         images, references = torch.cat([batch["chosen"], batch["rejected"]]), batch["references"]
         if (prompt := batch.get("conditions")) is None:
-            images, *references = (encode_pixels(self.family, pixels) for pixels in (images, *references))
+            images, *references = (self.family.encode_pixels(pixels) for pixels in (images, *references))
             prompt = self.family.encode_prompt(batch["prompt"], batch["prompt_references"])
         prompt = {
             name: value * 2 if isinstance(value, list) else torch.cat([value] * 2) for name, value in prompt.items()

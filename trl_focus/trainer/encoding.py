@@ -28,11 +28,6 @@ _OF_A_DRAW = ("counts", "row", "epoch", "seed", "prompt_references")
 _FEATURES = datasets.Features({"encoded": datasets.Value("large_binary"), "signature": datasets.Value("string")})
 
 
-def encode_pixels(family: Family, pixels_BCHW: torch.Tensor) -> torch.Tensor:
-    """Images of 8 bits to clean latents on the token grid, in the dtype of the VAE."""
-    return family.encode_image(pixels_BCHW.to(family.pipeline.vae.device).float() / 255 * 2 - 1)
-
-
 @torch.no_grad()
 def encode_row(family: Family, collator: DataCollatorForDiffusionPreference, row: dict[str, Any]) -> dict[str, Any]:
     """
@@ -43,8 +38,8 @@ def encode_row(family: Family, collator: DataCollatorForDiffusionPreference, row
         FloatingPointError: If a latent is not finite, as where a VAE overflows in float16.
     """
     pair = collator.pair(row)
-    chosen, rejected = encode_pixels(family, torch.stack([pair["chosen"], pair["rejected"]]))
-    references = [encode_pixels(family, pixels_CHW[None])[0] for pixels_CHW in pair["references"]]
+    chosen, rejected = family.encode_pixels(torch.stack([pair["chosen"], pair["rejected"]]))
+    references = [family.encode_pixels(pixels_CHW[None])[0] for pixels_CHW in pair["references"]]
     if not all(latents.isfinite().all() for latents in (chosen, rejected, *references)):
         raise FloatingPointError(
             f"Row {pair['row']}: the VAE gave latents that are not finite. Load the pipeline in bfloat16 or float32."
