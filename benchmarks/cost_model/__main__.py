@@ -42,10 +42,10 @@ def row(*cells):
 
 def amount(count: float, unit: str = "B") -> str:
     """A number with three digits and a prefix."""
-    for prefix in ("", "k", "M", "G", "T", "P"):
-        if count < 1000:
-            break
-        count /= 1000
+    prefixes = iter(("", "k", "M", "G", "T", "P"))
+    prefix = next(prefixes)
+    while count >= 1000:
+        count, prefix = count / 1000, next(prefixes)
     return f"{count:.3g} {prefix}{unit}"
 
 
