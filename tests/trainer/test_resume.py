@@ -74,7 +74,9 @@ def test_updates_of_another_size_are_refused(tmp_path):
     make_focus_trainer(tmp_path, gradient_accumulation_steps=4, callbacks=[StopAt(2)], **settings).train()
     other = make_focus_trainer(tmp_path, gradient_accumulation_steps=2, **settings)
     before = lora_of(other)
-    with pytest.raises(ValueError, match="4 batches of 2 an update, and here .* 2 of 2.*`gradient_accumulation_steps=4`"):
+    with pytest.raises(
+        ValueError, match="4 batches of 2 an update, and here .* 2 of 2.*`gradient_accumulation_steps=4`"
+    ):
         other.train(resume_from_checkpoint=True)
     assert_equal_weights(before, lora_of(other))
     larger = make_focus_trainer(
