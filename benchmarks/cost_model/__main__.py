@@ -1,7 +1,9 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 """Prints the tables of `docs/scaling.md`; simulating the steps of all models takes some minutes."""
 
+import sys
 import tempfile
+from contextlib import redirect_stdout
 from functools import cache as once
 from pathlib import Path
 
@@ -124,26 +126,22 @@ def on_a_card():
 
 
 def on_many_cards():
+    layouts = {"DDP": ("ddp", False), "FSDP2": ("fsdp2", False), "FSDP2, reference precomputed": ("fsdp2", True)}
     table(
-        "Least seconds of a step of one pair a card, on H100",
-        *("model", "cards", "arithmetic", "memory", "network, DDP", "network, FSDP2", "FSDP2, no reference pass"),
+        "Least seconds of a step of one pair a card on H100, and those of the network alone",
+        *("model", "cards"),
+        *(column for layout in layouts for column in (layout, "network")),
     )
-    card = CARDS["H100"]
     for name in MODELS:
-        flops = worked(name).total(**PREPARED)
         for cards in CARD_COUNTS:
-            layouts = [("ddp", False), ("fsdp2", False), ("fsdp2", True)]
-            found = [
-                bounds(card, cards, flops, 5, traced(name), sent_bytes(counted(name), cards, layout, "bf16", done))
-                for layout, done in layouts
-            ]
-            row(
-                name if cards == CARD_COUNTS[0] else "",
-                cards,
-                f"{found[0].compute:.3g}",
-                f"{found[0].memory:.2g}",
-                *(f"{bound.network:.2g}{' **bound**' * (bound.by == 'network')}" for bound in found),
-            )
+            cells = []
+            for layout, precomputed in layouts.values():
+                flops = worked(name).total(**PREPARED, reference_precomputed=precomputed)
+                passes = 4 if precomputed else 5  # forward, recomputed, backward (2), and the reference's
+                sent = sent_bytes(counted(name), cards, layout, reference_precomputed=precomputed)
+                bound = bounds(CARDS["H100"], cards, flops, passes, traced(name), sent)
+                cells += [f"{bound.seconds:.3f} {bound.by}", f"{bound.network:.4f}"]
+            row(name if cards == CARD_COUNTS[0] else "", cards, *cells)
 
 
 def epochs():
@@ -151,11 +149,15 @@ def epochs():
         f"Days for one epoch on H100 at {EFFICIENCY:.0%} of their peak",
         *("model", "cards", *(f"{count:.0e} pairs" for count in PAIRS)),
     )
-    for name in MODELS:
+    for name in ("SDXL", "FLUX.2 klein 4B", "FLUX.2 dev"):
         seconds = worked(name).total(**PREPARED) / CARDS["H100"].flops / EFFICIENCY
         for cards in CARD_COUNTS:
-            days = [f"{max(count / cards, 1) * seconds / 86400:.2g}" for count in PAIRS]
-            row(name if cards == CARD_COUNTS[0] else "", cards, *days)
+            days = (count / cards * seconds / 86400 for count in PAIRS)
+            row(
+                name if cards == CARD_COUNTS[0] else "",
+                cards,
+                *(f"{day:.2g}" if day < 100 else f"{day:.0f}" for day in days),
+            )
 
 
 def on_disk():
@@ -184,7 +186,7 @@ def held():
     for name in TINY:
         for what, (predicted, measured) in step_of(name).items():
             row(name, what, predicted, measured, f"{predicted / measured:.3f}")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):  # trainers say how they get on
         found = {
             "LoRA and optimizer": optimizer_states(Path(folder)),
             "one layer, quantized": quantized_weights(),

@@ -96,8 +96,14 @@ class _Recorder:
         self.products, self.attentions = [], []  # with the autograd node of the output, and the block
         self.block, self.block_inputs = None, []
         self.kept = WeakKeyDictionary()  # block by storage; what autograd drops again goes from here, too
-        self.weights = WeakSet(weight.untyped_storage() for weight in model.parameters())
-        self.inputs_known = WeakSet()
+        self.weights = WeakSet(  # and constants, such as tables of positions
+            value.untyped_storage()
+            for module in model.modules()
+            for own in (module._parameters, module._buffers, vars(module))
+            for value in own.values()
+            if isinstance(value, torch.Tensor)
+        )
+        self.inputs_known = WeakSet(self.weights)
         self.last_saved = {}
 
     def product(self, module: torch.nn.Module, args: tuple, output: torch.Tensor):

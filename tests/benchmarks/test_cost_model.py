@@ -40,9 +40,7 @@ def test_a_step_is_as_predicted(family):
         assert predicted == measured > 0, name
     for name in ("kept", "kept, checkpointing"):
         predicted, measured = found[name]
-        # Qwen's positions are kept from call to call; the measured bytes have the prediction, the predicted ones have not
-        tolerance = 0.05 if family != "qwen_image_edit_plus" else 0.85
-        assert predicted == pytest.approx(measured, rel=tolerance), name
+        assert predicted == pytest.approx(measured, rel=0.06), name  # the measured bytes have the output as well
     # gradients on their way, which the prediction leaves out, come on top
     predicted, measured = found["at most, checkpointing"]
     assert found["kept, checkpointing"][1] < predicted < 1.05 * measured
