@@ -182,19 +182,20 @@ def on_disk():
 
 
 def held():
-    table("Predicted beside measured", "of", "what", "predicted", "measured", "ratio")
-    for name in TINY:
-        for what, (predicted, measured) in step_of(name).items():
-            row(name, what, predicted, measured, f"{predicted / measured:.3f}")
+    steps = {name: step_of(name) for name in TINY}
+    table("Predicted over measured: a step of tiny models on the CPU", "model", *steps[TINY[0]])
+    for name, pairs in steps.items():
+        row(name, *(f"{predicted / measured:.3f}" for predicted, measured in pairs.values()))
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):  # trainers say how they get on
         found = {
-            "LoRA and optimizer": optimizer_states(Path(folder)),
-            "one layer, quantized": quantized_weights(),
-            "eight rows": cache_file(Path(folder), MODELS["FLUX.2 klein 4B"], [512, 256, 256]),
+            "LoRA and optimizer of a trainer": optimizer_states(Path(folder)),
+            "linear layer, quantized": quantized_weights(),
+            "dataset of eight rows": cache_file(Path(folder), MODELS["FLUX.2 klein 4B"], [512, 256, 256]),
         }
+    table("Predicted beside measured: bytes", "of", "what", "predicted", "measured")
     for of, pairs in found.items():
         for what, (predicted, measured) in pairs.items():
-            row(of, what, predicted, measured, f"{predicted / measured:.3f}")
+            row(of, what, predicted, measured)
 
 
 if __name__ == "__main__":
