@@ -29,10 +29,8 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
 from trl_focus import FocusDPOConfig, FocusDPOTrainer
-from trl_focus.data.collator import DataCollatorForDiffusionPreference
-from trl_focus.noise import denoising_error
 
-from .data import REGIMES, RENDERED, best_and_worst, dataset_of, make_pairs
+from .data import RENDERED, best_and_worst, dataset_of, make_pairs
 from .pipeline import ENCODE_PROMPT_KWARGS, load_base
 from .sampling import draw
 from .scorer import score_all
@@ -63,9 +61,10 @@ METHODS: dict[str, dict] = {
     "focus-shown": {"focus_map": "focus", "subject_gate": "shown"},
     "oracle": {"focus_map": "mask"},  # with masks of the subjects in which the pair differs as the label says
 }
-MAIN_METHODS = ("dpo", "focus", "focus-shown", "mask", "oracle")
+MAIN_METHODS = ("dpo", "focus", "mask", "oracle", "focus-shown")
 PER_SCENE = ("identity", "leakage", "background_error", "residual")  # kept for each scene, for intervals
 TUNED_REGIMES = ("nuisance-strong", "confounded-chosen", "on-policy")
+MAIN_REGIMES = (*TUNED_REGIMES, "mixed", *(name for name in RENDERED if name not in TUNED_REGIMES))  # as they are run
 
 
 @dataclass(frozen=True)
@@ -155,66 +154,6 @@ def on_policy_pairs(n_pairs: int, split: str, seed: int, chunk: int = 64) -> tup
     return tuple(dataset_of(rows[:n_pairs]) for rows in both)
 
 
-@dataclass
-class KeptCollator(DataCollatorForDiffusionPreference):
-    """Collates each row once; what changes from epoch to epoch is its seed alone."""
-
-    kept: dict[int, dict] = field(default_factory=dict)
-
-    def pair(self, row):
-        key = row["key"]
-        if key.row not in self.kept:
-            self.kept[key.row] = super().pair(row)
-        seeds = np.random.SeedSequence([self.seed, key.epoch, key.row])
-        return {
-            **self.kept[key.row],
-            "counts": torch.tensor(float(key.counts)),
-            "seed": int(seeds.generate_state(1, np.uint64)[0]),
-        }
-
-
-class EncodedOnceTrainer(FocusDPOTrainer):
-    """Keeps what the VAE and the text encoder make of each row, which without crops and flips is always the same."""
-
-    encoded: dict[int, tuple]
-
-    @torch.no_grad()
-    def _encode(self, batch):
-        missing = [i for i, row in enumerate(batch["row"]) if row not in self.encoded]
-        if missing:
-            part = {
-                "chosen": batch["chosen"][missing],
-                "rejected": batch["rejected"][missing],
-                **{name: [batch[name][i] for i in missing] for name in ("prompt", "prompt_references")},
-                "references": [images[missing] for images in batch["references"]],
-            }
-            with precision():
-                x_BCHW, prompt, references = super()._encode(part)
-            n = len(missing)
-            for k, i in enumerate(missing):
-                self.encoded[batch["row"][i]] = (
-                    x_BCHW[[k, n + k]],
-                    {name: value[k] for name, value in prompt.items()},
-                    [latents[k] for latents in references],
-                )
-        images, prompts, references = zip(*(self.encoded[row] for row in batch["row"]), strict=True)
-        x_BCHW = torch.stack(images, dim=1).flatten(0, 1)  # all the chosen ones, then all the rejected ones
-        prompt = {name: torch.stack([row[name] for row in prompts] * 2) for name in prompts[0]}
-        return x_BCHW, prompt, [torch.stack([*latents] * 2) for latents in zip(*references, strict=True)]
-
-
-@lru_cache(maxsize=2)
-def collated(regime: str, seed: int, relevant_only: bool) -> dict:
-    """What the collator of all runs on these pairs has made so far."""
-    return {}
-
-
-@lru_cache(maxsize=2)
-def encoded(regime: str, seed: int) -> dict:
-    """What the encoders of all runs on these pairs have made so far; which masks there are is nothing to them."""
-    return {}
-
-
 # ---- Measures ----
 
 
@@ -241,21 +180,13 @@ def means(scores: dict[str, list]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def error_changes(trainer: EncodedOnceTrainer, pairs: datasets.Dataset) -> dict[str, float]:
+def error_changes(trainer: FocusDPOTrainer, pairs: datasets.Dataset) -> dict[str, float]:
     """Policy's error minus the base's on held-out pairs, chosen and rejected, inside and outside the subjects."""
-    rows = trainer._prepare_dataset(pairs)
     collected: dict[str, list[float]] = {}
-    trainer.encoded = {}
-    for batch in trainer._loader(rows, 32, train=False):
+    for batch in trainer.get_eval_dataloader(pairs):
         x_BCHW, prompt, references = trainer._encode(batch)
         noised = trainer._noise(x_BCHW, batch["seed"])
-
-        def error(denoiser):
-            with precision():
-                prediction = trainer.family.predict(denoiser, noised.noisy_BCHW, noised.timestep_B, prompt, references)  # noqa: B023
-            return denoising_error(prediction.float(), noised.target_BCHW)  # noqa: B023
-
-        change_BHW = error(trainer.model) - trainer._reference_error(error)
+        change_BHW = trainer._error(trainer.model, noised, prompt, references) - trainer.reference_error(batch)
         for name, part_BHW in zip(("chosen", "rejected"), change_BHW.chunk(2), strict=True):
             inside_BHW = batch[f"{name}_masks"].amax(dim=1)
             for place, weight_BHW in (("inside", inside_BHW), ("outside", 1 - inside_BHW)):
@@ -312,20 +243,15 @@ def config_of(run: Run, output_dir: str) -> FocusDPOConfig:
     )
 
 
-def train(run: Run, curve: Curve | None = None) -> EncodedOnceTrainer:
+def train(run: Run, curve: Curve | None = None) -> FocusDPOTrainer:
     """Trains a LoRA on the base, as the run says."""
-    relevant_only = run.method == "oracle"
     with tempfile.TemporaryDirectory() as folder:
-        trainer = EncodedOnceTrainer(
+        trainer = FocusDPOTrainer(
             load_base(),
             args=config_of(run, folder),
-            train_dataset=pairs_of(run.regime, run.seed, relevant_only),
+            train_dataset=pairs_of(run.regime, run.seed, relevant_only=run.method == "oracle"),
             callbacks=[curve] if curve else [],
         )
-        trainer.encoded = encoded(run.regime, run.seed)
-        collator = trainer.data_collator
-        rows = collated(run.regime, run.seed, relevant_only)
-        trainer.data_collator = KeptCollator(collator.layout_rule, collator.cell_size, run.seed, kept=rows)
         if curve:
             curve.trainer = trainer
         trainer.remove_callback(PrinterCallback)
@@ -381,8 +307,8 @@ def stored(stage: str) -> dict[str, dict]:
     return {Run(**result["run"]).key: result for result in map(json.loads, lines)}
 
 
-def operating_points() -> dict[str, dict]:
-    """Beta and SFT weight of each method in each tuned regime, as chosen on validation scenes: see `report`."""
+def operating_points() -> dict[str, dict[str, dict]]:
+    """Beta, SFT weight and steps of each method by regime, as chosen on validation scenes: see `report.choose`."""
     path = RESULTS / "operating_points.json"
     if not path.exists():
         raise SystemExit(f"There are no operating points in {path} yet: run `tune`, then `report --choose`.")
@@ -404,15 +330,19 @@ def planned(stage: str) -> list[Run]:
                 ]
         return runs
     points = operating_points()
+
+    def chosen(regime: str, method: str, **settings) -> list[Run]:
+        found = points.get(method, {})
+        point = found.get(regime, found.get("others"))
+        return [Run(regime, method, **point, **settings)] if point else []
+
     if stage == "main":
         runs = [Run("minimal", "base", 0.0)]
         for methods in (MAIN_METHODS, [method for method in METHODS if method not in MAIN_METHODS]):
-            runs += [
-                Run(regime, method, **points[method], seed=seed)
-                for seed in range(5)
-                for regime in REGIMES
-                for method in methods
-            ]
+            for seed in range(5):
+                for regime in MAIN_REGIMES:
+                    for method in methods:
+                        runs += chosen(regime, method, seed=seed)
         return runs
     ablations = (
         {"structure_weight": 0.0},
@@ -429,9 +359,7 @@ def planned(stage: str) -> list[Run]:
         {"focus_blocks": ["single_transformer_blocks.3"]},
     )
     return [
-        Run(regime, "focus", **points["focus"], settings=settings)
-        for regime in TUNED_REGIMES
-        for settings in ({}, *ablations)
+        run for regime in TUNED_REGIMES for each in ({}, *ablations) for run in chosen(regime, "focus", settings=each)
     ]
 
 
@@ -460,7 +388,8 @@ def main():
             break
         random.seed(run.seed)
         if args.stage == "main":
-            result = execute(run, "test", 512, ends=((3, False), (4, False), (2, True)), curve=False)
+            ends = ((3, False), (4, False), (2, True)) if run.seed == 0 else ()
+            result = execute(run, "test", 512, ends, curve=False)
         else:
             result = execute(run, "validation", 128)
         shown = {name: result["means"][name] for name in PER_SCENE}

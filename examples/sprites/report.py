@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from .compare import METHODS, PER_SCENE, REGIMES, RESULTS, TUNED_REGIMES, stored
+from .compare import MAIN_REGIMES, METHODS, PER_SCENE, RESULTS, TUNED_REGIMES, stored
 
 
 IMAGES = Path("docs/images")
@@ -25,29 +25,36 @@ COLOURS = dict(
 )
 
 
-def choose(results: Sequence[dict]) -> dict[str, dict]:
+def choose(results: Sequence[dict]) -> dict[str, dict[str, dict]]:
     """
-    The operating point of each method, beta, weight of the SFT term and steps: that with the highest mean identity over
-    the regimes in which it was tuned, among those that leave the pictures as good as the base's (by `WORSE`) in each.
+    The operating points of each method: beta, weight of the SFT term and steps. For a regime in which it was tuned that
+    with the highest identity there, among those that leave the pictures as good as the base's (by `WORSE`); for `others` that
+    with the highest mean identity over the tuned regimes, among those that spare the pictures in each.
     """
     base = next(result["means"] for result in results if result["run"]["method"] == "base")
-    points = defaultdict(lambda: defaultdict(dict))
+    found = defaultdict(lambda: defaultdict(dict))
     for result in results:
         run = result["run"]
         if run["method"] != "base":
             for steps, means in measured(result).items():
-                points[run["method"]][run["beta"], run["sft"], steps][run["regime"]] = means
+                found[run["method"]][run["beta"], run["sft"], steps][run["regime"]] = means
     chosen = {}
-    for method, candidates in points.items():
-
-        def rank(point, candidates=candidates):
-            found = candidates[point].values()
-            spared = all(means["residual"] <= base["residual"] + WORSE for means in found)
-            return spared, np.mean([means["identity"] for means in found])
-
-        complete = [point for point, found in candidates.items() if set(found) == set(TUNED_REGIMES)]
-        if complete:
-            chosen[method] = dict(zip(("beta", "sft", "steps"), max(complete, key=rank), strict=True))
+    for method, points in found.items():
+        chosen[method] = {}
+        for name, regimes in {**{regime: [regime] for regime in TUNED_REGIMES}, "others": TUNED_REGIMES}.items():
+            measures = {
+                point: [by_regime[regime] for regime in regimes]
+                for point, by_regime in points.items()
+                if by_regime.keys() >= set(regimes)
+            }
+            spared = {
+                point: float(np.mean([means["identity"] for means in values]))
+                for point, values in measures.items()
+                if all(means["residual"] <= base["residual"] + WORSE for means in values)
+            }
+            if spared:
+                best = max(spared, key=spared.get)
+                chosen[method][name] = dict(zip(("beta", "sft", "steps"), best, strict=True))
     return chosen
 
 
@@ -91,7 +98,7 @@ def main_table(results: Sequence[dict]) -> str:
     cells = by_cell(results)
     lines = ["| regime | method | seeds | " + " | ".join(PER_SCENE) + " | identity against `dpo` |"]
     lines.append("| --- " * (len(PER_SCENE) + 4) + "|")
-    for regime in REGIMES:
+    for regime in MAIN_REGIMES:
         for method in ("base", *METHODS):
             cell = cells.get((regime, method))
             if not cell:

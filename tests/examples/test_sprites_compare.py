@@ -8,13 +8,12 @@ import pytest
 import torch
 
 from examples.sprites import compare, report
-from examples.sprites.compare import METHODS, REGIMES, EncodedOnceTrainer, KeptCollator, Run
-from examples.sprites.data import quality
+from examples.sprites.compare import METHODS, Run
+from examples.sprites.data import REGIMES, quality
 from examples.sprites.pipeline import untrained_pipeline, untrained_vae
 from examples.sprites.world import draw_scene, generator, prompt_of
 from trl_focus import FocusDPOTrainer
 from trl_focus.data import validate_dataset
-from trl_focus.data.batches import RowKey
 
 
 @pytest.fixture
@@ -33,35 +32,13 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(compare, "BF16", False)
     monkeypatch.setattr(compare, "CURVE", (2, 4))
     monkeypatch.setattr(compare, "BATCH_SIZE", 4)
-    for function in (compare.pairs_of, compare.scenes_of, compare.collated, compare.encoded):
+    for function in (compare.pairs_of, compare.scenes_of):
         function.cache_clear()
     pairs_of = compare.pairs_of
-    monkeypatch.setattr(compare, "pairs_of", lambda regime, seed, only, *_: pairs_of(regime, seed, only, "train", 8))
+    monkeypatch.setattr(
+        compare, "pairs_of", lambda regime, seed, relevant_only, *_: pairs_of(regime, seed, relevant_only, "train", 8)
+    )
     return base
-
-
-def test_rows_are_encoded_once_and_as_ever(small, tmp_path):
-    run = Run("minimal", "focus", 100.0, steps=4)
-    pairs = compare.pairs_of("minimal", 0, False)
-    ours = EncodedOnceTrainer(small(), args=compare.config_of(run, str(tmp_path)), train_dataset=pairs)
-    ours.encoded = {}
-    collator = ours.data_collator
-    kept = KeptCollator(collator.layout_rule, collator.cell_size, run.seed)
-    plain = FocusDPOTrainer(small(), args=compare.config_of(run, str(tmp_path)), train_dataset=pairs)
-    for epoch in (0, 1):  # the second one out of what was kept
-        for trainer in (ours, plain):
-            trainer.train_dataset.dataset = pairs
-        loaders = [trainer.get_train_dataloader() for trainer in (ours, plain)]
-        for loader in loaders:
-            loader.set_epoch(epoch)
-        for batch, theirs in zip(*loaders, strict=True):
-            rows = [{**pairs[row], "key": RowKey(row, epoch)} for row in batch["row"]]
-            assert kept(rows)["seed"] == batch["seed"] == theirs["seed"]
-            mine, expected = ours._encode(batch), plain._encode(theirs)
-            torch.testing.assert_close(mine[0], expected[0], rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(mine[1], expected[1])
-            torch.testing.assert_close(mine[2], expected[2], rtol=1e-5, atol=1e-5)
-    assert len(ours.encoded) == 8
 
 
 def test_methods_see_the_same_pairs_noise_and_levels(small, monkeypatch):
@@ -100,18 +77,23 @@ def test_a_run_ends_in_one_line_and_is_not_run_again(small, monkeypatch, tmp_pat
 
 def test_errors_do_not_change_before_training(small, tmp_path):
     pairs = compare.pairs_of("minimal", 0, False)
-    trainer = EncodedOnceTrainer(
+    trainer = FocusDPOTrainer(
         small(), args=compare.config_of(Run("minimal", "dpo", 100.0, steps=4), str(tmp_path)), train_dataset=pairs
     )
     assert set(compare.error_changes(trainer, pairs).values()) == {0.0}
 
 
 def test_main_contrasts_cover_all_cells_at_their_points(monkeypatch):
-    points = {method: {"beta": 30.0 + i, "sft": 0.0, "steps": 40} for i, method in enumerate(METHODS)}
+    tuned, others = {"beta": 30.0, "sft": 0.1, "steps": 80}, {"beta": 50.0, "sft": 0.0, "steps": 40}
+    points = {method: {compare.TUNED_REGIMES[0]: tuned, "others": others} for method in METHODS}
+    points["sft"] = {compare.TUNED_REGIMES[0]: tuned}  # spoils the pictures of another regime at every point
     monkeypatch.setattr(compare, "operating_points", lambda: points)
     runs = compare.planned("main")
-    assert len({run.key for run in runs}) == len(runs) == 1 + 5 * len(REGIMES) * len(METHODS)
-    assert all(run.beta == points[run.method]["beta"] for run in runs if run.method != "base")
+    assert len({run.key for run in runs}) == len(runs) == 1 + 5 * (len(REGIMES) * (len(METHODS) - 1) + 1)
+    assert {run.regime for run in runs} == set(REGIMES)
+    for run in runs[1:]:
+        point = tuned if run.regime == compare.TUNED_REGIMES[0] else others
+        assert (run.beta, run.sft, run.steps) == tuple(point.values())
     betas = [run.beta for run in compare.planned("tune") if run.method == "focus"]
     assert max(betas) >= 30 * min(betas)
 
@@ -137,20 +119,33 @@ def result(method, beta=0.0, identity=0.5, residual=0.05, regime="on-policy", sf
     }
 
 
-def test_chosen_point_is_the_best_that_does_not_wreck_the_picture():
+def test_chosen_points_are_the_best_that_do_not_wreck_the_picture():
     runs = [result("base")]
     for regime in compare.TUNED_REGIMES:
         runs += [result("dpo", 30.0, 0.9, 0.08, regime), result("dpo", 100.0, 0.8, 0.05, regime)]
         runs += [result("dpo", 300.0, 0.7, 0.05, regime)]
-    runs.append(result("dpo", 1000.0, 0.95, 0.05))  # not in every regime
-    assert report.choose(runs) == {"dpo": {"beta": 100.0, "sft": 0.0, "steps": 80}}
+    runs += [result("dpo", 1000.0, 0.95, 0.05), result("sft", 50.0, 0.9, 0.08)]  # in one regime
+
+    def point(beta, steps):
+        return {"beta": beta, "sft": 0.0, "steps": steps}
+
+    chosen = report.choose(runs)
+    assert chosen["dpo"] == {
+        **{regime: point(100.0, 80) for regime in compare.TUNED_REGIMES},
+        "on-policy": point(1000.0, 80),
+        "others": point(100.0, 80),
+    }
+    assert chosen["sft"] == {}
+    first = compare.TUNED_REGIMES[0]
     for run in runs[1:4]:
-        run["curve"] = {"40": {**run["means"], "identity": 1.0, "residual": 0.05}}  # in the first regime alone
-    assert report.choose(runs)["dpo"]["steps"] == 80
+        run["curve"] = {"40": {**run["means"], "identity": 1.0 - run["run"]["beta"] / 1000, "residual": 0.05}}
+    assert report.choose(runs)["dpo"][first] == point(30.0, 40) and report.choose(runs)["dpo"]["others"] == point(
+        100.0, 80
+    )
     for run in runs[1:]:
         if run["run"]["beta"] == 30.0:
             run["curve"] = {"40": {**run["means"], "identity": 0.85, "residual": 0.05}}  # stopped before it wrecks
-    assert report.choose(runs) == {"dpo": {"beta": 30.0, "sft": 0.0, "steps": 40}}
+    assert report.choose(runs)["dpo"]["others"] == point(30.0, 40)
 
 
 def test_frontier_keeps_what_no_other_point_beats():

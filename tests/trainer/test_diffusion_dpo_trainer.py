@@ -218,6 +218,7 @@ def test_streamed_data(tmp_path):
         train_dataset=data.to_iterable_dataset(),
         eval_dataset=data.to_iterable_dataset(),
         max_steps=6,
+        encode_once=False,
     )
     before = lora_of(trainer)
     trainer.train()

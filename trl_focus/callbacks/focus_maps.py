@@ -29,7 +29,9 @@ class FocusMapCallback(TrainerCallback):
             batch (`dict`):
                 The collated batch, and `"level"`, the noise level of each of the 2B images in [0, 1].
             kwargs:
-                `model` (the policy), `training` (`bool`: in training, or in evaluation) and `callbacks` (all of the trainer's).
+                `model` (the policy), `training` (`bool`: in training, or in evaluation), `callbacks` (all of the trainer's) and
+                `pixels` (a function: the 2B images of a batch of training, uint8 of shape `(2B, 3, H, W)`, which the batch holds
+                as latents where they were encoded once).
 
         Returns:
             `None` to leave them, or a dictionary of those that are to be replaced. Only `"weights"` is used: it must keep
@@ -104,7 +106,7 @@ class LogFocusMapsCallback(FocusMapCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self._drawn = None
 
-    def on_focus_maps(self, args, state, control, focus_maps, batch, training=True, callbacks=(), **kwargs):
+    def on_focus_maps(self, args, state, control, focus_maps, batch, pixels, training=True, callbacks=(), **kwargs):
         step = state.global_step
         if not training or step % self.every_n_steps or step == self._drawn or not state.is_world_process_zero:
             return
@@ -113,11 +115,11 @@ class LogFocusMapsCallback(FocusMapCallback):
         level = batch["level"].tolist()
         order = sorted(range(pairs), key=level.__getitem__)[:: -(-pairs // self.n_pairs)]
         rows = [pair + offset for pair in order for offset in (0, pairs)]
-        pixels = torch.cat([batch["chosen"], batch["rejected"]])[rows].permute(0, 2, 3, 1).cpu().numpy()
+        images = pixels()[rows].permute(0, 2, 3, 1).cpu().numpy()
         captions = [
             f"{'chosen' if row < pairs else 'rejected'}, row {batch['row'][row % pairs]}, noise level {level[row]:.2f}"
             for row in rows
         ]
         maps = {name: part[rows].float().cpu().numpy() for name, part in focus_maps.items()}
-        picture = focus_sheet([PIL.Image.fromarray(image) for image in pixels], maps, captions)
+        picture = focus_sheet([PIL.Image.fromarray(image) for image in images], maps, captions)
         show(picture, "focus_maps", args, state, callbacks)

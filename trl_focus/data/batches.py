@@ -118,6 +118,8 @@ class PreferenceRows(torch.utils.data.Dataset):
             were dropped since. Defaults to its index here.
         details (`datasets.Dataset`, *optional*):
             Further columns of the same rows.
+        contents (`list[str]`, *optional*):
+            A digest of each row.
     """
 
     def __init__(
@@ -126,11 +128,13 @@ class PreferenceRows(torch.utils.data.Dataset):
         layouts: list[Layout],
         rows: list[int] | None = None,
         details: datasets.Dataset | None = None,
+        contents: list[str] | None = None,
     ):
         self.dataset = dataset
         self.layouts = layouts
         self.rows = rows or range(len(dataset))
         self.details = details
+        self.contents = contents
 
     def __len__(self) -> int:
         return len(self.dataset)

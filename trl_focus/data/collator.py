@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -43,6 +43,25 @@ def image_to_tensor(image: PIL.Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
+class Draws(NamedTuple):
+    """
+    What is drawn for a row of an epoch.
+
+    Attributes:
+        corner (`tuple[float, float]`):
+            Where a random crop lies, each in [0, 1): from left to right, and from top to bottom.
+        flip, dropped (`bool`):
+            Whether a flip is due, and whether the prompt is emptied.
+        seed (`int`):
+            Of noise and noise level.
+    """
+
+    corner: tuple[float, float]
+    flip: bool
+    dropped: bool
+    seed: int
+
+
 @dataclass
 class DataCollatorForDiffusionPreference:
     """
@@ -77,7 +96,7 @@ class DataCollatorForDiffusionPreference:
         - `reference_subjects` (long of shape `(B, N)`: the subject, in [0, S), that each reference shows)
         - `chosen_detail`, `rejected_detail` (float of shape `(B, H / cell, W / cell)` in [0, 1]; where rows have them)
         - `counts` (float of shape `(B,)`): 1, or 0 for a row that only fills up the batch
-        - `row`, `seed` (`list[int]`)
+        - `row`, `epoch`, `seed` (`list[int]`)
     """
 
     layout_rule: LayoutRule
@@ -89,7 +108,11 @@ class DataCollatorForDiffusionPreference:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         pairs = [self.pair(row) for row in rows]
-        batch = {name: [pair[name] for pair in pairs] for name in ("prompt", "prompt_references", "row", "seed")}
+        return {**self.collate(pairs), "prompt_references": [pair["prompt_references"] for pair in pairs]}
+
+    def collate(self, pairs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Rows as `pair` makes them, stacked."""
+        batch = {name: [pair[name] for pair in pairs] for name in ("prompt", "row", "epoch", "seed")}
         for name in ("chosen", "rejected", "counts", "reference_subjects", *DETAIL_COLUMNS):
             if name in pairs[0]:
                 batch[name] = torch.stack([pair[name] for pair in pairs])
@@ -102,14 +125,19 @@ class DataCollatorForDiffusionPreference:
                 batch[name] = torch.stack([F.pad(mask, (0, 0, 0, 0, 0, subjects - len(mask))) for mask in masks])
         return batch
 
-    def pair(self, row: dict[str, Any]) -> dict[str, Any]:
-        """One row as tensors."""
-        key: RowKey = row["key"]
+    def draws(self, key: RowKey) -> Draws:
+        """What is drawn for a row of an epoch, whatever batch it is in."""
         seeds = np.random.SeedSequence([self.seed, key.epoch, key.row])
         rng = np.random.default_rng(seeds)
         corner, flip, dropped = tuple(rng.random(2)), rng.random() < 0.5, rng.random() < self.caption_dropout
-        at = corner if self.crop == "random" else (0.5, 0.5)
-        flip = flip and self.random_flip
+        return Draws(corner, flip, dropped, int(seeds.generate_state(1, np.uint64)[0]))
+
+    def pair(self, row: dict[str, Any]) -> dict[str, Any]:
+        """One row as tensors."""
+        key: RowKey = row["key"]
+        draws = self.draws(key)
+        at = draws.corner if self.crop == "random" else (0.5, 0.5)
+        flip = draws.flip and self.random_flip
 
         images = {name: decode_image(row[name]).convert("RGB") for name in ("chosen", "rejected")}
         references = [decode_image(value).convert("RGB") for value in row.get("references") or []]
@@ -142,7 +170,7 @@ class DataCollatorForDiffusionPreference:
         seen = [rule.prepare_for_prompt(image) for image in references]
         references = [rule.prepare(image) for image in references]
         return {
-            "prompt": "" if dropped else row["prompt"],
+            "prompt": "" if draws.dropped else row["prompt"],
             "references": [image_to_tensor(image) for image in references],
             "prompt_references": [image for image in seen if image is not None],
             "reference_masks": self.reference_masks(row, references, rule),
@@ -151,7 +179,8 @@ class DataCollatorForDiffusionPreference:
             "rejected_masks": masks("rejected"),
             "counts": torch.tensor(float(key.counts)),
             "row": key.row,
-            "seed": int(seeds.generate_state(1, np.uint64)[0]),
+            "epoch": key.epoch,
+            "seed": draws.seed,
             **{name: image_to_tensor(place(image)) for name, image in images.items()},
             **{name: detail(row[name]) for name in DETAIL_COLUMNS if name in row},
         }

@@ -95,7 +95,7 @@ def prepare_preferences(
         )
     dataset = dataset.select_columns([name for name in COLUMNS if name in dataset.column_names])
     details = detail_columns(dataset, rule, num_proc) if "detail" in needs else None
-    return PreferenceRows(dataset, layouts, list(reports["row"]), details)
+    return PreferenceRows(dataset, layouts, list(reports["row"]), details, list(reports["content"]))
 
 
 def _check_needs(needs: Collection[str], has_masks: bool, references: Collection):

@@ -3,7 +3,7 @@
 
 import hashlib
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, repeat
 from typing import Any, NamedTuple
 
@@ -33,6 +33,8 @@ class RowReport(NamedTuple):
             Share of its image that each of these masks covers; 0 for an absent subject.
         digests (`list[str]`):
             Of the prompt with its references, of chosen and of rejected: equal for equal content. Empty for a bad row.
+        content (`str`):
+            Digest of all of it. Empty for a bad row.
     """
 
     problems: list[str]
@@ -43,6 +45,7 @@ class RowReport(NamedTuple):
     has_masks: bool = False
     mask_shares: Sequence[float] = ()
     digests: Sequence[str] = ()
+    content: str = ""
 
 
 def reference_subject_indices(row: Mapping[str, Any]) -> list[int]:
@@ -226,6 +229,7 @@ def inspect_row(row: Mapping[str, Any]) -> RowReport:
             if name != "reference_masks":
                 shares.append(share)
 
+    digests = [] if problems else [_digest(prompt, *references), _digest(chosen), _digest(rejected)]
     return RowReport(
         problems,
         tie=chosen is not None and rejected is not None and _same_picture(chosen, rejected),
@@ -234,8 +238,17 @@ def inspect_row(row: Mapping[str, Any]) -> RowReport:
         reference_sizes=[image.size for image in references if image],
         has_masks=lists["chosen_masks"] is not None and lists["rejected_masks"] is not None,
         mask_shares=shares,
-        digests=[] if problems else [_digest(prompt, *references), _digest(chosen), _digest(rejected)],
+        digests=digests,
+        content="" if problems else _digest(*digests, *_annotations(lists)),
     )
+
+
+def _annotations(lists: Mapping[str, Any]) -> Iterator[str | PIL.Image.Image]:
+    """What a row without problems says of its images."""
+    for name in OPTIONAL_COLUMNS:
+        for value in () if name == "references" else lists[name] or ():
+            yield name
+            yield decode_image(value) if name.endswith("masks") and value is not None else str(value)
 
 
 def check_row(row: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 """Checks of whole datasets."""
 
 import logging
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 import datasets
 from datasets import Features, List, Value
+from datasets.fingerprint import Hasher
 
 from .. import __version__
 from ..errors import InputError
@@ -33,6 +35,7 @@ _REPORT_FEATURES = Features(
         "has_masks": Value("bool"),
         "mask_shares": List(Value("float32")),
         "digests": List(Value("string")),
+        "content": Value("string"),
     }
 )
 
@@ -83,10 +86,11 @@ def as_record(report: RowReport, row: int) -> dict[str, Any]:
         "has_masks": report.has_masks,
         "mask_shares": report.mask_shares,
         "digests": report.digests,
+        "content": report.content,
     }
 
 
-def _report(table, row: int, version: str) -> dict[str, Any]:
+def _report(table, row: int, version: str, files: str) -> dict[str, Any]:
     return as_record(inspect_row(table.to_pylist()[0]), row)
 
 
@@ -113,11 +117,28 @@ def row_reports(dataset: datasets.Dataset, num_proc: int | None = None) -> datas
             with_indices=True,
             features=_REPORT_FEATURES,
             num_proc=num_proc,
-            fn_kwargs={"version": __version__},  # a part of the fingerprint: another release may check other things
+            # Parts of the fingerprint: another release may check other things, and files may have changed
+            fn_kwargs={"version": __version__, "files": _state_of_files(dataset)},
             desc="Checking preference pairs",
         )
         .with_format(None)
     )
+
+
+def _state_of_files(dataset: datasets.Dataset) -> str:
+    """A hash of sizes and times of the images that are not in the table itself."""
+    paths: set[str] = set()
+    for name, feature in dataset.features.items():
+        if isinstance(getattr(feature, "feature", feature), datasets.Image):
+            for chunk in dataset.data.column(name).chunks:
+                images = chunk.flatten() if hasattr(chunk, "value_lengths") else chunk
+                paths.update(images.field("path").filter(images.field("bytes").is_null()).drop_null().to_pylist())
+    states = []
+    for path in sorted(paths):
+        with suppress(OSError):  # in an archive, or on the Hub
+            stat = os.stat(path)
+            states.append((path, stat.st_size, stat.st_mtime_ns))
+    return Hasher.hash(states)
 
 
 def forget_reports(reports: datasets.Dataset):

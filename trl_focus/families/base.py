@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 import PIL.Image
@@ -265,6 +265,18 @@ class Family:
             `dict`: tensors whose first axis is `B`, or lists of length `B`.
         """
         raise NotImplementedError
+
+    # Whether `stack_prompts` joins prompts of any length; else those of one batch have one
+    pads_prompts = False
+
+    @staticmethod
+    def stack_prompts(prompts: list[dict[str, torch.Tensor | list]]) -> dict[str, torch.Tensor | list]:
+        """What `encode_prompt` gives for several prompts, of what it gave for each of them alone."""
+        columns = {name: [prompt[name] for prompt in prompts] for name in prompts[0]}
+        return {
+            name: torch.cat(parts) if isinstance(parts[0], torch.Tensor) else [*chain.from_iterable(parts)]
+            for name, parts in columns.items()
+        }
 
     def sample(
         self,

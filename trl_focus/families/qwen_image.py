@@ -40,10 +40,25 @@ class QwenImage(Family):
     """Qwen-Image: rectified flow on 2x2-packed latents of one frame. Text alone conditions it."""
 
     block_lists = ("transformer_blocks",)
+    pads_prompts = True
 
     def __init__(self, pipeline, encode_prompt_kwargs=None, guidance_scale=None):
         super().__init__(pipeline, encode_prompt_kwargs, guidance_scale)
         self.process = RectifiedFlow.from_scheduler(pipeline.scheduler)
+
+    @staticmethod
+    def stack_prompts(prompts):
+        masks = [
+            prompt["prompt_embeds"].new_ones(prompt["prompt_embeds"].shape[:2], dtype=torch.long) for prompt in prompts
+        ]
+        prompts = [{"prompt_embeds_mask": mask, **prompt} for mask, prompt in zip(masks, prompts, strict=True)]
+        padded = {
+            name: pad_sequence([row for prompt in prompts for row in prompt[name]], batch_first=True)
+            for name in prompts[0]
+        }
+        if padded["prompt_embeds_mask"].all():
+            del padded["prompt_embeds_mask"]
+        return padded
 
     @property
     def cell_size(self):
@@ -110,12 +125,10 @@ class QwenImageEditPlus(QwenImage):
         rows = [
             self.pipeline.encode_prompt(prompt=[prompt], image=self.as_argument(images), **self.encode_prompt_kwargs)[
                 0
-            ][0]
+            ]
             for prompt, images in zip(prompts, references, strict=True)
         ]
-        embeds = pad_sequence(rows, batch_first=True)
-        mask = pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
-        return {"prompt_embeds": embeds} if mask.all() else {"prompt_embeds": embeds, "prompt_embeds_mask": mask}
+        return self.stack_prompts([{"prompt_embeds": row} for row in rows])
 
     def as_argument(self, images):
         return images

@@ -6,7 +6,6 @@ import torch
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21TransformerBlock
 from diffusers.pipelines.qwenimage21 import pipeline_qwenimage21
-from torch.nn.utils.rnn import pad_sequence
 
 from .qwen_image import QwenImage, QwenReferences
 from .timestep import exact_timestep
@@ -63,13 +62,7 @@ class QwenImage21(QwenImage):
             self.pipeline.encode_prompt([prompt], images or None, **self.encode_prompt_kwargs)
             for prompt, images in zip(prompts, references or [None] * len(prompts), strict=True)
         ]
-        embeds, _, places = zip(*rows, strict=True)
-        mask = pad_sequence([row.new_ones(row.shape[1], dtype=torch.long) for row in embeds], batch_first=True)
-        padded = {
-            "prompt_embeds": pad_sequence([row[0] for row in embeds], batch_first=True),
-            "image_places": pad_sequence([row[0] for row in places], batch_first=True),
-        }
-        return padded if mask.all() else {**padded, "prompt_embeds_mask": mask}
+        return self.stack_prompts([{"prompt_embeds": embeds, "image_places": places} for embeds, _, places in rows])
 
     def encode_image(self, pixels_BCHW):
         alpha = pixels_BCHW.new_ones(len(pixels_BCHW), 1, *pixels_BCHW.shape[-2:])  # images are opaque

@@ -48,6 +48,13 @@ class DiffusionDPOConfig(_BaseConfig):
             `"initial_adapter"` (a frozen copy of the LoRA that the pipeline came with) or `"model"` (the `ref_model`
             given to the trainer). Defaults to `"model"` if a `ref_model` is given, else to `"adapter_off"`. Saved with
             checkpoints, and restored on resume.
+        precompute_ref_errors (`int`, *optional*, defaults to `0`):
+            Number of draws of noise and noise level (crop, flip and dropped prompt included) of each row for which the
+            reference's errors are computed before training, so that steps need no reference pass; epochs take the draws in
+            turn. 0 computes them in each step. Needs `encode_once`.
+        one_forward (`bool`, *optional*, defaults to `True`):
+            Whether chosen and rejected images go through the denoiser together. One after the other needs less memory, and
+            gives the same gradients.
         guidance_scale (`float`, *optional*):
             Guidance that a guidance-distilled denoiser (such as FLUX.2 dev) is told in training. Defaults to the
             pipeline's own default. Other models ignore it: training has no classifier-free guidance.
@@ -75,6 +82,12 @@ class DiffusionDPOConfig(_BaseConfig):
             Pairs whose two images are the same: `"error"` refuses the data, `"drop"` leaves them out.
         dataset_num_proc (`int`, *optional*):
             Number of processes that check the data before training.
+        encode_once (`bool`, *optional*, defaults to `True`):
+            Whether prompts, images and references are encoded before training, into files that later runs find again, so
+            that the encoders need not be on the device beside the denoiser. Streams, and rows of a `data_collator` of your
+            own, are encoded in each step.
+        encode_variants (`int`, *optional*, defaults to `4`):
+            Crops and flips of each row that are encoded, at least 1, where they are random: epochs take them in turn.
 
         > Parameters that control the noise
 
@@ -164,6 +177,21 @@ class DiffusionDPOConfig(_BaseConfig):
             "choices": ["adapter_off", "initial_adapter", "model"],
         },
     )
+    precompute_ref_errors: int = field(
+        default=0,
+        metadata={
+            "help": "Number of draws of noise and noise level (crop, flip and dropped prompt included) of each row for which "
+            "the reference's errors are computed before training, so that steps need no reference pass; epochs take the "
+            "draws in turn. 0 computes them in each step. Needs `encode_once`."
+        },
+    )
+    one_forward: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether chosen and rejected images go through the denoiser together. One after the other needs less "
+            "memory, and gives the same gradients."
+        },
+    )
     guidance_scale: float | None = field(
         default=None,
         metadata={
@@ -223,6 +251,21 @@ class DiffusionDPOConfig(_BaseConfig):
     )
     dataset_num_proc: int | None = field(
         default=None, metadata={"help": "Number of processes that check the data before training."}
+    )
+    encode_once: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether prompts, images and references are encoded before training, into files that later runs find "
+            "again, so that the encoders need not be on the device beside the denoiser. Streams, and rows of a "
+            "`data_collator` of your own, are encoded in each step."
+        },
+    )
+    encode_variants: int = field(
+        default=4,
+        metadata={
+            "help": "Crops and flips of each row that are encoded, at least 1, where they are random: epochs take them in "
+            "turn."
+        },
     )
 
     # Parameters that control the noise
@@ -318,7 +361,12 @@ class DiffusionDPOConfig(_BaseConfig):
         _one_of("weighting_scheme", self.weighting_scheme, ("none", "logit_normal", "mode"))
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(f"`caption_dropout` is {self.caption_dropout}; it is a probability, between 0 and 1.")
-        for name in ("resolution", "reference_resolution", "logit_std", "sampling_steps"):
+        if self.precompute_ref_errors < 0 or (self.precompute_ref_errors and not self.encode_once):
+            raise ValueError(
+                f"`precompute_ref_errors` is {self.precompute_ref_errors} and `encode_once` {self.encode_once}; it is a number of "
+                "draws of each row, at least 0, and above 0 goes with `encode_once=True`."
+            )
+        for name in ("resolution", "reference_resolution", "logit_std", "sampling_steps", "encode_variants"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f"`{name}` is {value}; it must be above 0.")
         if not -1 <= self.mode_scale <= MAX_MODE_SCALE:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import set_seed
 from diffusers import DiffusionPipeline
+from diffusers.training_utils import free_memory
 from peft import LoraConfig
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
@@ -22,6 +24,7 @@ from ..callbacks import PreferenceCollapseCallback
 from ..callbacks.progress import closed_on_error, show_progress
 from ..data.batches import PreferenceRows, PreferenceStream
 from ..data.collator import DataCollatorForDiffusionPreference
+from ..data.encoded import EncodedCollator, EncodedRows
 from ..data.layout import LayoutRule
 from ..data.loader import preference_loader
 from ..data.preparation import PreferenceDataset, prepare_preferences
@@ -32,11 +35,13 @@ from ..noise import Noised, denoising_error, draw
 from .beta_controller import GradientFactorController
 from .checks import check_arguments, each_dataset, named_dataset, warn_of_cut_prompts
 from .diffusion_dpo_config import DiffusionDPOConfig
+from .encoding import encode_once, encode_pixels
 from .finite import FiniteAlarm
 from .metrics import DeviceMeans
 from .pipeline import load_pipeline, load_reference
 from .policy import REFERENCE, add_frozen_copy, as_reference, check_lora, make_policy
 from .pushing import PushMixin
+from .reference_errors import add_reference_errors
 from .resume import STATE_NAME, find_checkpoint, restore, update_size
 
 
@@ -182,6 +187,7 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
             reference_counts=self.family.reference_counts,
         )
         collator = partial(DataCollatorForDiffusionPreference, self.layout_rule, self.family.cell_size)
+        self.encode_once = args.encode_once and data_collator is None
         self.eval_collator = data_collator or collator(args.eval_seed, "none" if args.crop == "none" else "center")
         data_collator = data_collator or collator(args.seed, args.crop, args.random_flip, args.caption_dropout)
         with args.main_process_first(local=False, desc="checking preference pairs"):  # the others read its cache
@@ -206,6 +212,19 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
         callbacks = callbacks or []
         if not any(isinstance(callback, PreferenceCollapseCallback) for callback in callbacks):
             callbacks = [*callbacks, PreferenceCollapseCallback()]
+        # The encoders come to the device before the denoiser does, and, unless they have to stay, leave it
+        for module in self.family.encoders:
+            module.requires_grad_(False).eval()
+        train_dataset, _ = each_dataset(partial(self._encoded, collator=data_collator), train_dataset, None)
+        _, eval_dataset = each_dataset(partial(self._encoded, collator=self.eval_collator), None, eval_dataset)
+        parts = [train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])]
+        if not all(isinstance(part, EncodedRows | None) for part in parts):
+            if args.precompute_ref_errors:
+                raise ValueError(
+                    "`precompute_ref_errors` is for rows that are encoded once: it does not go with streams, nor with a "
+                    "`data_collator` of your own. Set it to 0."
+                )
+            self._move_encoders(args.device)
         super().__init__(
             model=policy,
             args=args,
@@ -217,8 +236,6 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
         )
 
         show_progress(self)
-        for module in self.family.encoders:
-            module.requires_grad_(False).eval().to(self.accelerator.device)
         self.ref_denoiser = None
         if ref_denoiser is not None:
             self.ref_denoiser = self.accelerator.prepare_model(
@@ -245,12 +262,51 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
     def _prepare_dataset(self, dataset: PreferenceDataset) -> PreferenceRows | PreferenceStream:
         return prepare_preferences(dataset, self.layout_rule, self.args.ties, self.args.dataset_num_proc)
 
-    def _loader(self, dataset: PreferenceRows | PreferenceStream, batch_size: int, train: bool) -> DataLoader:
+    def _encoded(
+        self, dataset: PreferenceRows | PreferenceStream, collator: Callable
+    ) -> PreferenceRows | PreferenceStream:
+        """Rows with latents, as the collator sees them; a stream as it is."""
+        if not self.encode_once or not isinstance(dataset, PreferenceRows):
+            return dataset
+        with self._encoders_at_work():
+            return encode_once(dataset, self.family, collator, self.args.encode_variants, PartialState())
+
+    def _move_encoders(self, device: torch.device):
+        for module in self.family.encoders:
+            if module.device != device:
+                module.to(device)
+
+    @contextmanager
+    def _encoders_at_work(self):
+        """Within it the encoders are on the device."""
+        before = [module.device for module in self.family.encoders]
+        self._move_encoders(self.args.device)
+        try:
+            yield
+        finally:
+            for module, device in zip(self.family.encoders, before, strict=True):
+                if module.device != device:
+                    module.to(device)
+                    free_memory()
+
+    def _collator(self, dataset: PreferenceRows | PreferenceStream, train: bool) -> Callable:
         collator = self.data_collator if train else self.eval_collator
+        if isinstance(dataset, EncodedRows):
+            return EncodedCollator(**vars(collator), stack=self.family.stack_prompts)
+        return collator
+
+    def _precompute(self, dataset: PreferenceRows | PreferenceStream, draws: int, train: bool):
+        if draws and isinstance(dataset, EncodedRows) and dataset.ref_errors is None:
+            batch_size = self._train_batch_size if train else self.args.eval_batch_size
+            add_reference_errors(self, dataset, self._collator(dataset, train), draws, batch_size)
+
+    def _loader(self, dataset: PreferenceRows | PreferenceStream, batch_size: int, train: bool) -> DataLoader:
+        collator = self._collator(dataset, train)
         return preference_loader(dataset, batch_size, collator, self.args, self.accelerator, train)
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of one layout each, the same number for every process."""
+        self._precompute(self.train_dataset, self.args.precompute_ref_errors, train=True)
         loader = self._loader(self.train_dataset, self._train_batch_size, train=True)
         if isinstance(self.train_dataset, PreferenceRows) and len(loader) == 0:
             raise ValueError(
@@ -274,6 +330,8 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
             raise ValueError("Evaluation needs an `eval_dataset`: give one to the trainer, or to `evaluate`.")
         if not isinstance(eval_dataset, PreferenceRows | PreferenceStream):
             eval_dataset = named_dataset("eval_dataset", self._prepare_dataset, eval_dataset)
+            eval_dataset = self._encoded(eval_dataset, self.eval_collator)
+        self._precompute(eval_dataset, min(self.args.precompute_ref_errors, 1), train=False)  # its noise never changes
         return self._loader(eval_dataset, self.args.eval_batch_size, train=False)
 
     def get_test_dataloader(self, test_dataset: PreferenceDataset) -> DataLoader:
@@ -295,18 +353,23 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
 
     @torch.no_grad()
     def _encode(self, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], list[torch.Tensor]]:
-        """Clean latents of the 2B images (chosen first), and what conditions them."""
-
-        def latents(pixels_BCHW: torch.Tensor) -> torch.Tensor:
-            return self.family.encode_image(pixels_BCHW.float() / 255 * 2 - 1).float()
-
-        x_BCHW = latents(torch.cat([batch["chosen"], batch["rejected"]]))
-        prompt = self.family.encode_prompt(batch["prompt"], batch["prompt_references"])
+        """Clean latents of the 2B images (chosen first), and what conditions them; encoded, unless they are already."""
+        images, references = torch.cat([batch["chosen"], batch["rejected"]]), batch["references"]
+        if (prompt := batch.get("conditions")) is None:
+            images, *references = (encode_pixels(self.family, pixels) for pixels in (images, *references))
+            prompt = self.family.encode_prompt(batch["prompt"], batch["prompt_references"])
         prompt = {
             name: value * 2 if isinstance(value, list) else torch.cat([value] * 2) for name, value in prompt.items()
         }
-        references = [torch.cat([latents(pixels)] * 2) for pixels in batch["references"]]
-        return x_BCHW, prompt, references
+        return images.float(), prompt, [torch.cat([latents.float()] * 2) for latents in references]
+
+    def pixels(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The 2B images of a batch of training (chosen first), uint8 of shape `(2B, 3, H, W)`."""
+        if "conditions" not in batch:
+            return torch.cat([batch["chosen"], batch["rejected"]])
+        keys = zip(batch["row"], batch["epoch"], strict=True)
+        pairs = [self.train_dataset.picture(*key, self.data_collator) for key in keys]
+        return torch.stack(pairs, dim=1).flatten(0, 1)
 
     def _noise(self, x_BCHW: torch.Tensor, seeds: list[int]) -> Noised:
         """Noises both images of a pair with one noise and one level."""
@@ -322,13 +385,42 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
         )
         return self.family.process.noise(x_BCHW, torch.cat([noise_BCHW] * 2), torch.cat([u_B] * 2))
 
+    def _parts(self, noised: Noised, prompt: dict[str, Any], references: list[torch.Tensor]) -> list[tuple]:
+        """What the 2B images are in one forward, or the chosen ones and then the rejected ones."""
+        if self.args.one_forward:
+            return [(noised, prompt, references)]
+
+        def halves(value):
+            middle = len(value) // 2
+            return value[:middle], value[middle:]
+
+        prompts = zip(*map(halves, prompt.values()), strict=True)
+        shown = zip(*map(halves, references), strict=True) if references else [(), ()]
+        return [
+            (Noised(*part), dict(zip(prompt, values, strict=True)), [*images])
+            for part, values, images in zip(zip(*map(halves, noised), strict=True), prompts, shown, strict=True)
+        ]
+
+    def _error(
+        self, denoiser: torch.nn.Module, noised: Noised, prompt: dict[str, Any], references: list[torch.Tensor]
+    ) -> torch.Tensor:
+        with self._autocast():
+            prediction_BCHW = self.family.predict(denoiser, noised.noisy_BCHW, noised.timestep_B, prompt, references)
+        return denoising_error(prediction_BCHW, noised.target_BCHW)
+
     @torch.no_grad()
-    def _reference_error(self, error: Callable[[torch.nn.Module], torch.Tensor]) -> torch.Tensor:
+    def _reference_error(self, parts: list[tuple]) -> torch.Tensor:
         if self.reference == "model":
-            return error(self.ref_denoiser)
+            return torch.cat([self._error(self.ref_denoiser, *part) for part in parts])
         policy = self.accelerator.unwrap_model(self.model)
         with as_reference(policy, REFERENCE if self.reference == "initial_adapter" else None):
-            return error(self.model)  # not the DDP wrapper: no gradient, no bookkeeping of its reducer
+            # not the DDP wrapper: no gradient, no bookkeeping of its reducer
+            return torch.cat([self._error(self.model, *part) for part in parts])
+
+    def reference_error(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The reference's error on each cell of the 2B images of a batch (chosen first), of shape `(2B, H, W)`."""
+        x_BCHW, prompt, references = self._encode(batch)
+        return self._reference_error(self._parts(self._noise(x_BCHW, batch["seed"]), prompt, references))
 
     def watch(
         self,
@@ -337,16 +429,16 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
         prompt: dict[str, torch.Tensor],
         references: list[torch.Tensor],
     ) -> AbstractContextManager[Any]:
-        """Context in which the policy's forward runs. What it yields goes to `cell_weights`."""
+        """Context in which a forward of the policy runs, of all 2B images or of half. What it yields goes to `cell_weights`."""
         return nullcontext()
 
-    def cell_weights(self, batch: dict[str, Any], noised: Noised, seen: Any) -> CellWeights:
+    def cell_weights(self, batch: dict[str, Any], noised: Noised, seen: list) -> CellWeights:
         """
         Weights of the cells of the 2B images (chosen first).
 
         Args:
-            seen (`Any`):
-                What `watch` yielded.
+            seen (`list`):
+                What `watch` yielded in each forward.
         """
         return CellWeights()
 
@@ -359,18 +451,15 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
     ):
         x_BCHW, prompt, references = self._encode(inputs)
         noised = self._noise(x_BCHW, inputs["seed"])
-
-        def error(denoiser: torch.nn.Module) -> torch.Tensor:
-            with self._autocast():
-                prediction_BCHW = self.family.predict(
-                    denoiser, noised.noisy_BCHW, noised.timestep_B, prompt, references
-                )
-            return denoising_error(prediction_BCHW, noised.target_BCHW)
-
+        parts = self._parts(noised, prompt, references)
         # The reference goes first: switching adapters does not come between the policy's forward and its backward
-        ref_error_BHW = self._reference_error(error)
-        with self.watch(inputs, noised, prompt, references) as seen:
-            error_BHW = error(model)
+        ref_error_BHW = inputs["ref_errors"] if "ref_errors" in inputs else self._reference_error(parts)
+        errors, seen = [], []
+        for part in parts:
+            with self.watch(inputs, *part) as saw:
+                errors.append(self._error(model, *part))
+            seen.append(saw)
+        error_BHW = torch.cat(errors)
         weights = self.cell_weights(inputs, noised, seen)
         # The difference is formed before the mean: four means of nearly equal size would cancel badly in fp32
         change_BHW = error_BHW - ref_error_BHW
@@ -393,6 +482,10 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
         return (loss, {"loss": loss_B, "rewards": terms.inside_B}) if return_outputs else loss
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Batches come on the device. The base would cast them with DeepSpeed, and the reference's errors must stay exact."""
+        return inputs
 
     @property
     def _means(self) -> DeviceMeans:
@@ -504,7 +597,7 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
         pipeline.set_progress_bar_config(disable=True)
         policy.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._encoders_at_work():
                 yield
         finally:
             policy.train(training)

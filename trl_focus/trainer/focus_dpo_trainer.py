@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Callable
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 
@@ -139,12 +139,13 @@ class FocusDPOTrainer(DiffusionDPOTrainer):
 
     @contextmanager
     def watch(self, batch, noised, prompt, references):
-        """Yields the similarity of each reference with each cell, of shape `(2B, R, H, W)`, one per block that is read."""
+        """Yields the similarity of each reference with each cell, of shape `(images, R, H, W)`, one per block that is read."""
         if self._tap is None or not references:
             yield []
             return
         grid, *grids = (tuple(image.shape[-2:]) for image in (noised.noisy_BCHW, *references))
-        masks = [torch.cat([mask_Bhw.flatten(1)] * 2) for mask_Bhw in batch["reference_masks"]]
+        each = len(noised.level_B) // len(batch["row"])  # both images of a pair, or one
+        masks = [torch.cat([mask_Bhw.flatten(1)] * each) for mask_Bhw in batch["reference_masks"]]
 
         def compare(tokens_BSD: torch.Tensor) -> torch.Tensor:
             target_BSD, shown = self.family.image_tokens(tokens_BSD, prompt, grid, grids)
@@ -171,7 +172,8 @@ class FocusDPOTrainer(DiffusionDPOTrainer):
     @torch.no_grad()
     def cell_weights(self, batch, noised, seen):
         grid = tuple(noised.noisy_BCHW.shape[-2:])
-        context = self._focus_context(batch, noised.level_B, grid, seen)
+        similarities = [torch.cat(parts) for parts in zip(*seen, strict=True)]
+        context = self._focus_context(batch, noised.level_B, grid, similarities)
         shape = (len(noised.level_B), *grid)
         maps = {name: _checked(value, shape, "`focus_map`") for name, value in self.focus_map(context).items()}
         maps["weights"] = normalise(maps["weights"], self.args.focus_normalization, context.subject_masks_BSHW)
@@ -187,6 +189,7 @@ class FocusDPOTrainer(DiffusionDPOTrainer):
                     {**batch, "level": noised.level_B},
                     model=self.model,
                     training=self.model.training,
+                    pixels=partial(self.pixels, batch),
                     callbacks=self.callback_handler.callbacks,
                 )
                 for name, value in (changed or {}).items():
