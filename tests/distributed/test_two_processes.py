@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.distributed.two_processes import elastic
+
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 def found(tmp_path_factory):
     """Findings of two processes (by rank), and of one."""
     folder = tmp_path_factory.mktemp("processes")
+    one = elastic(folder / "of-one")  # its checkpoints are what two processes go on with
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     for command in (launch, [sys.executable, "-m"]):
         result = subprocess.run(
@@ -27,7 +30,9 @@ def found(tmp_path_factory):
             timeout=280,
         )
         assert result.returncode == 0, result.stderr[-5000:]
-    return {name: torch.load(folder / f"found-{name}.pt") for name in ("2-0", "2-1", "1-0")}
+    found = {name: torch.load(folder / f"found-{name}.pt") for name in ("2-0", "2-1", "1-0")}
+    found["1-0"]["straight"] = one
+    return found
 
 
 def test_there_are_two_processes(found):
@@ -59,6 +64,17 @@ def test_resume_is_bitwise(found):
     assert torch.equal(resume["straight"], resume["resumed"])
     assert resume["betas"][0] == resume["betas"][1] == found["2-1"]["resume"]["betas"][0]
     assert {"rng_state_0.pth", "rng_state_1.pth", "pytorch_lora_weights.safetensors"} <= {*resume["files"]}
+
+
+@pytest.mark.parametrize(("before", "after"), [("2-0", "1-0"), ("1-0", "2-0")], ids=["two to one", "one to two"])
+def test_resume_with_another_number_of_processes(found, before, after):
+    """What an epoch of 10 rows lacks after its first update of 4 is trained, each row once, and ends in the same weights."""
+    straight, resumed = found[before]["straight"], found[after]["elastic"]
+    assert sorted(straight["rows"]) == [*range(10)]
+    assert len(resumed["rows"]) == len({*resumed["rows"]}) == 6
+    assert {*resumed["rows"]} < {*straight["rows"]}
+    assert straight["steps"] == resumed["steps"] == 3
+    torch.testing.assert_close(straight["weights"], resumed["weights"], rtol=1e-4, atol=1e-6)
 
 
 def test_a_process_that_is_not_finite_stops_all(found):

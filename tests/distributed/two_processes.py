@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from tests.fixtures.pairs import make_pairs
 from tests.fixtures.trainers import lora_of, make_focus_trainer
@@ -70,6 +72,29 @@ def resume(folder):
     }
 
 
+def elastic(folder, checkpoint=None):
+    """An epoch of updates of two batches, which two processes take at once and one accumulates; or the rest of one."""
+    processes = Accelerator(cpu=True).num_processes
+    trainer = make_focus_trainer(
+        folder,
+        **{**DATA, **GENTLE},
+        gradient_accumulation_steps=2 // processes,
+        max_steps=-1,
+        num_train_epochs=1,
+        save_strategy="steps",
+        save_steps=1,
+    )
+    rows, compute_loss = [], trainer.compute_loss
+
+    def seen(model, inputs, *args, **kwargs):
+        rows.extend(row for row, counts in zip(inputs["row"], inputs["counts"], strict=True) if counts)
+        return compute_loss(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = seen
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint / "checkpoint-1"))
+    return {"rows": gather_object(rows), "weights": flat(trainer), "steps": trainer.state.global_step}
+
+
 def not_finite(folder):
     """A map that is not finite on one process stops both, with weights unchanged on both."""
     trainer = make_focus_trainer(
@@ -103,6 +128,9 @@ def main(folder):
     found = {"processes": processes, "epoch": one_epoch(folder / "epoch", batch_size=4 // processes)}
     if processes > 1:
         found |= {"resume": resume(folder / "resume"), "not_finite": not_finite(folder / "nan")}
+        found["straight"] = elastic(folder / "of-two")
+    other = folder / ("of-one" if processes > 1 else "of-two")
+    found["elastic"] = elastic(folder / f"elastic-{processes}", other)
     found["stream"] = stream(folder / "stream")
     torch.save(found, folder / f"found-{processes}-{rank}.pt")
 

@@ -68,6 +68,33 @@ def test_resume_a_stream(tmp_path):
     assert_equal_weights(lora_of(second), lora_of(straight))
 
 
+def test_updates_of_another_size_are_refused(tmp_path):
+    """They would begin elsewhere in the epoch: rows would be trained twice, and others not at all."""
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    make_focus_trainer(tmp_path, gradient_accumulation_steps=4, callbacks=[StopAt(2)], **settings).train()
+    other = make_focus_trainer(tmp_path, gradient_accumulation_steps=2, **settings)
+    before = lora_of(other)
+    with pytest.raises(
+        ValueError, match="4 batches of 2 an update, and here .* 2 of 2.*`gradient_accumulation_steps=4`"
+    ):
+        other.train(resume_from_checkpoint=True)
+    assert_equal_weights(before, lora_of(other))
+    larger = make_focus_trainer(
+        tmp_path, gradient_accumulation_steps=4, per_device_train_batch_size=1, ignore_data_skip=True, **settings
+    )
+    larger.train(resume_from_checkpoint=True)
+    assert larger.state.global_step == 4
+
+
+def test_processes_that_do_not_divide_an_update_are_refused(tmp_path, monkeypatch):
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    make_focus_trainer(tmp_path, gradient_accumulation_steps=4, callbacks=[StopAt(1)], **settings).train()
+    trainer = make_focus_trainer(tmp_path, **settings)
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 3)
+    with pytest.raises(ValueError, match="start 1 or 2 or 4 processes"):
+        trainer.train(resume_from_checkpoint=True)
+
+
 def test_resume_finds_the_last_checkpoint(tmp_path):
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     make_focus_trainer(tmp_path, callbacks=[StopAt(2)], **settings).train()

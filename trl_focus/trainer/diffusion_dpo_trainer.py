@@ -43,7 +43,7 @@ from .pipeline import load_pipeline, load_reference
 from .policy import REFERENCE, add_frozen_copy, as_reference, check_lora, make_policy
 from .pushing import PushMixin
 from .reference_errors import add_reference_errors
-from .resume import STATE_NAME, find_checkpoint, restore
+from .resume import STATE_NAME, find_checkpoint, restore, update_size
 
 
 logger = logging.get_logger(__name__)
@@ -630,6 +630,7 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
             "denoiser": type(self.family.denoiser).__name__,
             "reference": self.reference,
             "beta_controller": None if self.beta_controller is None else self.beta_controller.state_dict(),
+            "update": update_size(self),
         }
         (output_dir / STATE_NAME).write_text(json.dumps(state, indent=2))
 

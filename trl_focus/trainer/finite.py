@@ -6,7 +6,13 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch.distributed.tensor import DTensor
 from transformers.trainer_utils import get_last_checkpoint
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's part of a sharded tensor; it may be empty."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class FiniteUpdates:
@@ -30,13 +36,15 @@ class FiniteUpdates:
 
     @torch.no_grad()
     def _before(self, optimizer, args, kwargs):
-        self._parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [_local(parameter.grad) for parameter in trained]
+        self._parameters = [_local(parameter) for parameter in trained]
         if getattr(optimizer, "found_inf", None) is not None:
             self._parameters = []  # in fp16 the gradient scaler skips, and overflows while it finds its scale are no fault
         if not self._parameters:
             return
-        gradients = [p.grad for p in self._parameters]
-        finite = torch.stack(torch._foreach_norm(gradients, float("inf"))).isfinite().all().float()
+        norms = torch._foreach_norm([gradient for gradient in gradients if gradient.numel()], float("inf"))
+        finite = torch.stack([gradients[0].new_ones(()), *norms]).isfinite().all().float()
         if dist.is_initialized():  # sharded gradients differ between processes
             dist.all_reduce(finite, op=dist.ReduceOp.MIN)
         self._finite = finite > 0

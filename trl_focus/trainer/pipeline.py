@@ -1,5 +1,8 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +40,20 @@ def _check_processors(family: type[Family], config: dict, args: "DiffusionDPOCon
                 f"The pipeline's `{key}` is a {name}, which needs torchvision: `pip install torchvision` (the build of your "
                 "torch: see https://pytorch.org/get-started)."
             )
+
+
+@contextmanager
+def _whole_on_every_process() -> Iterator[None]:
+    """
+    Within it transformers loads weights on every process. Under FSDP with `cpu_ram_efficient_loading` (as in TRL's preset
+    `fsdp2`) it would on the first alone, and leave the others to FSDP, which never sees the text encoders.
+    """
+    before = os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = before
 
 
 def _load_config(model: str | Path, **kwargs) -> dict:
@@ -82,7 +99,8 @@ def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", 
                 "`model_init_kwargs` has `use_safetensors=False`, which reads weights by pickle: that can run code. Leave it out."
             )
         try:
-            pipeline = family.load(str(model), **{**init_kwargs, **kwargs, "dtype": _dtype(args)})
+            with _whole_on_every_process():
+                pipeline = family.load(str(model), **{**init_kwargs, **kwargs, "dtype": _dtype(args)})
         except OSError as error:
             if "safetensors" not in str(error):
                 raise

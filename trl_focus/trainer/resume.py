@@ -52,12 +52,46 @@ def find_checkpoint(which: str | bool, trainer) -> Path:
         return download_checkpoint(args.hub_model_id, args.hub_revision, args.hub_token)
 
 
+def update_size(trainer) -> dict[str, int]:
+    """What an update is made of: pairs of a batch, batches that a process accumulates, and processes."""
+    return {
+        "per_device_train_batch_size": trainer._train_batch_size,
+        "gradient_accumulation_steps": trainer.args.gradient_accumulation_steps,
+        "processes": trainer.accelerator.num_processes,
+    }
+
+
+def _check_update_size(trainer, checkpoint: Path, theirs: dict[str, int]):
+    """
+    Refuses to go on with updates of another size, which would repeat rows of the epoch and miss others: what was trained is
+    known by the number of updates. Other numbers of processes are fine where as many batches make an update.
+    """
+    args, ours = trainer.args, update_size(trainer)
+    pairs, batches = theirs["per_device_train_batch_size"], theirs["gradient_accumulation_steps"] * theirs["processes"]
+    processes = ours["processes"]
+    same_batches = batches == ours["gradient_accumulation_steps"] * processes
+    same_pairs = args.auto_find_batch_size or pairs == ours["per_device_train_batch_size"]
+    if args.ignore_data_skip or (same_pairs and same_batches):
+        return
+    if batches % processes == 0:
+        way_out = f"Set `per_device_train_batch_size={pairs}` and `gradient_accumulation_steps={batches // processes}`"
+    else:
+        counts = [str(count) for count in range(1, batches + 1) if batches % count == 0]
+        way_out = f"Set `per_device_train_batch_size={pairs}` and start {' or '.join(counts)} processes"
+    raise InputError(
+        f"{checkpoint} was trained with {batches} batches of {pairs} an update, and here it would be "
+        f"{ours['gradient_accumulation_steps'] * processes} of {ours['per_device_train_batch_size']}: rows of this epoch would "
+        f"be trained twice, and others not at all. {way_out}, or `ignore_data_skip=True` to begin an epoch anew."
+    )
+
+
 def restore(trainer, checkpoint: Path):
     """
     Brings a trainer to where a checkpoint of it stood, but for what transformers restores itself.
 
     Raises:
-        InputError: If the checkpoint is not whole, of another family or another kind of LoRA, or its reference is not here.
+        InputError: If the checkpoint is not whole, of another family, another kind of LoRA or updates of another size, or its
+            reference is not here.
     """
     for name in (STATE_NAME, TRAINER_STATE_NAME):
         if not (checkpoint / name).is_file():
@@ -84,6 +118,8 @@ def restore(trainer, checkpoint: Path):
             f"{checkpoint} holds a LoRA with {', '.join(f'{key}={theirs.get(key)!r}' for key in other)}, and this trainer "
             f"has {', '.join(f'{key}={ours.get(key)!r}' for key in other)}. Give the `peft_config` it was trained with."
         )
+    if "update" in state:  # not in checkpoints of earlier versions
+        _check_update_size(trainer, checkpoint, state["update"])
     if state["reference"] != trainer.reference:
         if "model" in (state["reference"], trainer.reference):
             raise InputError(
