@@ -54,7 +54,7 @@ def test_light_commands(arguments, seconds):
 
 def test_help_names_every_command():
     text = command("--help").stdout
-    for name in ("train", "validate", "masks", "inspect", "families", "card", "env"):
+    for name in ("train", "prepare", "validate", "masks", "inspect", "families", "card", "env"):
         assert f"\n    {name} " in text
 
 
