@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import DynamoBackend, set_seed
 from diffusers import DiffusionPipeline
 from diffusers.training_utils import free_memory
 from peft import LoraConfig
@@ -214,6 +214,8 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
         callbacks = callbacks or []
         if not any(isinstance(callback, PreferenceCollapseCallback) for callback in callbacks):
             callbacks = [*callbacks, PreferenceCollapseCallback()]
+        if args.torch_compile:
+            denoiser.compile_repeated_blocks(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
         # The encoders come to the device before the denoiser does, and, unless they have to stay, leave it
         for module in self.family.encoders:
             module.requires_grad_(False).eval()
@@ -237,6 +239,8 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
             optimizers=optimizers,
         )
 
+        # The blocks are compiled in place; accelerate would compile the whole around them
+        self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
         show_progress(self)
         self.ref_denoiser = None
         if ref_denoiser is not None:

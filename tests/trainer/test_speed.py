@@ -1,0 +1,78 @@
+# Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
+"""What a step must not do, and what makes it faster without changing it."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import torch._dynamo
+
+import trl_focus
+from tests.fixtures.trainers import make_trainer
+from trl_focus import DiffusionDPOTrainer, FocusDPOTrainer
+
+
+PACKAGE = Path(trl_focus.__file__).parent
+
+
+def losses_of(trainer) -> list[float]:
+    trainer.train()
+    return [log["loss"] for log in trainer.state.log_history if "loss" in log]
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "family"),
+    [(DiffusionDPOTrainer, "sdxl"), (FocusDPOTrainer, "flux2_klein")],
+    ids=["sdxl", "flux2_klein"],
+)
+def test_compiled_blocks_train_alike_and_are_compiled_once(tmp_path, trainer_class, family):
+    settings = {"family": family, "beta": 100.0, "max_steps": 4}
+    plain = losses_of(make_trainer(trainer_class, tmp_path / "plain", **settings))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    trainer = make_trainer(trainer_class, tmp_path / "compiled", torch_compile_backend="aot_eager", **settings)
+    graphs, step = [], trainer.training_step
+
+    def counted(*args, **kwargs):
+        loss = step(*args, **kwargs)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        return loss
+
+    trainer.training_step = counted
+    assert losses_of(trainer) == pytest.approx(plain, rel=1e-4)
+    assert graphs == [graphs[0]] * 4 and graphs[0] > 0
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+WAITS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "nonzero")
+
+
+def is_ours(path: str) -> bool:
+    """Whether a file is of the package, beside what loads data, which has nothing on the device."""
+    path = Path(path)
+    return PACKAGE in path.parents and PACKAGE / "data" not in path.parents
+
+
+@pytest.mark.parametrize("settings", [{}, {"precompute_ref_errors": 2}, {"target_gradient_factor": 0.3}], ids=str)
+def test_nothing_waits_for_the_device_between_logs(tmp_path, monkeypatch, settings):
+    trainer = make_trainer(FocusDPOTrainer, tmp_path, max_steps=6, logging_steps=3, beta=100.0, **settings)
+    trainer.get_train_dataloader()
+    waits: dict[int, Counter] = {}
+
+    def spying(name, method):
+        def call(self, *args, **kwargs):
+            frame = sys._getframe(1)
+            if is_ours(frame.f_code.co_filename):
+                step = trainer.state.global_step  # of the last update
+                waits.setdefault(step, Counter())[f"{name} in {frame.f_code.co_name}"] += 1
+            return method(self, *args, **kwargs)
+
+        return call
+
+    for name in WAITS:
+        monkeypatch.setattr(torch.Tensor, name, spying(name, getattr(torch.Tensor, name)))
+    trainer.train()
+    assert {*waits} <= {3, 6}, waits  # logs are written after an update, of which the step is then the number
+    assert waits[3], "the spy sees nothing"
