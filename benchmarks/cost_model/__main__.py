@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .cache import cache
 from .cluster import CARDS, bounds, sent_bytes
-from .measure import cache_file, optimizer_states, quantized_weights, step_of
+from .measure import cache_files, optimizer_states, quantized_weights, step_of
 from .memory import kept_bytes, memory, sizes
 from .models import MODELS, Model, on_meta, peak_of_policy, policy_on_meta, trace_policy
 from .operations import step
@@ -190,7 +190,7 @@ def held():
         found = {
             "LoRA and optimizer of a trainer": optimizer_states(Path(folder)),
             "linear layer, quantized": quantized_weights(),
-            "dataset of eight rows": cache_file(Path(folder), MODELS["FLUX.2 klein 4B"], [512, 256, 256]),
+            "files of 4 pairs": cache_files(Path(folder)),
         }
     table("Predicted beside measured: bytes", "of", "what", "predicted", "measured")
     for of, pairs in found.items():
