@@ -8,8 +8,8 @@ from functools import cache as once
 from pathlib import Path
 
 from .cache import cache
-from .cluster import CARDS, bounds, sent_bytes
-from .measure import cache_file, optimizer_states, quantized_weights, step_of
+from .cluster import H100, bounds, sent_bytes
+from .measure import cache_files, optimizer_states, quantized_weights, step_of
 from .memory import kept_bytes, memory, sizes
 from .models import MODELS, Model, on_meta, peak_of_policy, policy_on_meta, trace_policy
 from .operations import step
@@ -139,7 +139,7 @@ def on_many_cards():
                 flops = worked(name).total(**PREPARED, reference_precomputed=precomputed)
                 passes = 4 if precomputed else 5  # forward, recomputed, backward (2), and the reference's
                 sent = sent_bytes(counted(name), cards, layout, reference_precomputed=precomputed)
-                bound = bounds(CARDS["H100"], cards, flops, passes, traced(name), sent)
+                bound = bounds(H100, cards, flops, passes, traced(name), sent)
                 cells += [f"{bound.seconds:.3f} {bound.by}", f"{bound.network:.4f}"]
             row(name if cards == CARD_COUNTS[0] else "", cards, *cells)
 
@@ -150,7 +150,7 @@ def epochs():
         *("model", "cards", *(f"{count:.0e} pairs" for count in PAIRS)),
     )
     for name in ("SDXL", "FLUX.2 klein 4B", "FLUX.2 dev"):
-        seconds = worked(name).total(**PREPARED) / CARDS["H100"].flops / EFFICIENCY
+        seconds = worked(name).total(**PREPARED) / H100.flops / EFFICIENCY
         for cards in CARD_COUNTS:
             days = (count / cards * seconds / 86400 for count in PAIRS)
             row(
@@ -190,7 +190,7 @@ def held():
         found = {
             "LoRA and optimizer of a trainer": optimizer_states(Path(folder)),
             "linear layer, quantized": quantized_weights(),
-            "dataset of eight rows": cache_file(Path(folder), MODELS["FLUX.2 klein 4B"], [512, 256, 256]),
+            "files of 4 pairs": cache_files(Path(folder)),
         }
     table("Predicted beside measured: bytes", "of", "what", "predicted", "measured")
     for of, pairs in found.items():

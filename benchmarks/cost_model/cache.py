@@ -1,5 +1,5 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
-"""Bytes on disk of what is computed once for each pair."""
+"""Bytes on disk of what is computed once for each pair, in the files of `encode_once` and `precompute_ref_errors`."""
 
 from dataclasses import dataclass
 
@@ -17,9 +17,9 @@ class Cache:
         references (`int`):
             Latents of its references.
         prompt (`int`):
-            Embedding of its prompt, pooled one included.
+            Embedding of its prompt, with what goes with it.
         masks (`int`):
-            Masks of its subjects on both images, and of each reference.
+            Masks of its subjects on both images, and of each reference, in fp32.
         errors (`int`):
             The reference's errors at each token of both images, in fp32, for each drawn noise and level.
     """
@@ -47,14 +47,14 @@ def cache(model: Model, sides: list[int], draws: int = 0, subjects: int = 0, byt
         subjects (`int`, *optional*, defaults to `0`):
             Subjects that have masks.
         bytes_each (`int`, *optional*, defaults to `2`):
-            Bytes of a number of the latents, the embeddings and the masks.
+            Bytes of a number of the latents and the embeddings.
     """
     target, references = model.tokens(sides[:1]), model.tokens(sides[1:])
     tokens, features = model.prompt
     return Cache(
         images=bytes_each * 2 * target * model.channels,
         references=bytes_each * references * model.channels,
-        prompt=bytes_each * (tokens * features + model.pooled),
-        masks=bytes_each * (2 * subjects * target + bool(subjects) * references),
+        prompt=bytes_each * (tokens * features + model.pooled) + 8 * tokens * model.positions,
+        masks=4 * (2 * subjects * target + bool(subjects) * references),
         errors=4 * draws * 2 * target,
     )

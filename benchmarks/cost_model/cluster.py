@@ -17,8 +17,6 @@ class Card:
             Operations per second in bf16, dense.
         bandwidth (`float`):
             Bytes per second from its memory.
-        memory (`float`):
-            Bytes of its memory.
         link (`float`):
             Bytes per second, one way, to the other cards of its node.
         network (`float`):
@@ -29,20 +27,14 @@ class Card:
 
     flops: float
     bandwidth: float
-    memory: float
     link: float
     network: float
     per_node: int = 8
 
 
-CARDS = {
-    # NVLink 4, and 400 Gb/s of InfiniBand for each card
-    "H100": Card(989e12, 3.35e12, 80e9, link=450e9, network=50e9),
-    # NVLink 3, and 200 Gb/s
-    "A100": Card(312e12, 2.04e12, 80e9, link=300e9, network=25e9),
-    # PCIe 4 x16, and 100 Gb/s for the node's 8
-    "RTX 4090": Card(165e12, 1.01e12, 24e9, link=32e9, network=1.6e9),
-}
+H100 = Card(
+    flops=989e12, bandwidth=3.35e12, link=450e9, network=50e9
+)  # NVLink 4, and 400 Gb/s of InfiniBand for each card
 
 LAYOUTS = ("ddp", "zero2", "fsdp2", "zero3")
 

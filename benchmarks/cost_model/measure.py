@@ -5,11 +5,12 @@ what they are of.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import bitsandbytes
 import datasets
-import numpy as np
 import torch
 from peft import LoraConfig
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -17,13 +18,14 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.fixtures.families import denoiser_inputs, family_of
+from tests.fixtures.pairs import make_pairs
 from tests.fixtures.trainers import make_trainer
 from trl_focus.trainer.policy import make_policy
 
 from .cache import cache
 from .live import live_bytes
 from .memory import Sizes, activation_bytes, kept_bytes, optimizer_bytes, sizes, weight_bytes
-from .models import Model
+from .models import MODELS
 from .operations import backward_flops, forward_flops, recomputed_flops
 from .trace import trace
 
@@ -104,12 +106,24 @@ def quantized_weights(rows: int = 384, columns: int = 192) -> Pairs:
     }
 
 
-def cache_file(folder: Path, model: Model, sides: list[int], rows: int = 8) -> Pairs:
-    """A dataset with all that is computed once for each pair, as it lies on disk."""
-    expected = cache(model, sides, draws=2, subjects=2)
-    columns = {
-        name: [np.zeros(getattr(expected, name), np.uint8).tobytes()] * rows
-        for name in ("images", "references", "prompt", "masks", "errors")
+def cache_files(folder: Path, pairs: int = 4) -> Pairs:
+    """The files in which a trainer keeps what it computed before training, of a tiny FLUX.2 klein in fp32."""
+    with patch.object(datasets.config, "HF_DATASETS_CACHE", folder / "cache"):
+        trainer = make_trainer(
+            output_dir=folder / "cached",
+            resolution=256,
+            precompute_ref_errors=2,
+            train_dataset=make_pairs(pairs, size=(256, 256), n_references=2),
+        )
+        trainer.get_train_dataloader()
+    tiny = replace(MODELS["FLUX.2 klein 4B"], channels=16, prompt=(64, 48))
+    expected = cache(tiny, [256, 64, 64], draws=2, subjects=2, bytes_each=4)
+    of_table = {
+        "pairs": expected.images + expected.references + expected.masks,
+        "prompts": expected.prompt,
+        "errors": expected.errors,
     }
-    datasets.Dataset.from_dict(columns).save_to_disk(folder / "cache")
-    return {"cache": (rows * expected.total, sum(path.stat().st_size for path in (folder / "cache").glob("*.arrow")))}
+    return {
+        name: (pairs * count, sum(path.stat().st_size for path in (folder / "cache").rglob(f"{name}-*.arrow")))
+        for name, count in of_table.items()
+    }

@@ -66,6 +66,8 @@ class Model:
             Tokens of a prompt's embedding, and features of each; references that a text encoder sees are among the tokens.
         pooled (`int`):
             Features of its pooled embedding.
+        positions (`int`):
+            Numbers of a prompt token's position, where these go with the embedding.
         references (`bool`):
             Whether it takes references.
     """
@@ -79,6 +81,7 @@ class Model:
     channels: int
     prompt: tuple[int, int]
     pooled: int = 0
+    positions: int = 0
     references: bool = True
 
     def tokens(self, sides: list[int]) -> int:
@@ -231,6 +234,7 @@ def _flux2(denoiser: Callable, text_encoder: Callable, features: int, guidance: 
         cell=16,
         channels=128,
         prompt=(512, features),
+        positions=4,
     )
 
 
