@@ -56,6 +56,7 @@ def assign(similarity_IS: np.ndarray) -> list[int | None]:
 
     Raises:
         ImportError: If scipy is not installed.
+        ValueError: If a similarity is NaN.
     """
     try:
         from scipy.optimize import linear_sum_assignment
