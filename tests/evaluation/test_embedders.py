@@ -70,11 +70,6 @@ def test_model_without_texts(models):
         Embedder(models["dino"], device="cpu").texts(["a cat"])
 
 
-def test_model_that_is_not_there(tmp_path):
-    with pytest.raises(OSError):
-        Embedder(str(tmp_path))
-
-
 def test_colours_of_the_other_tests():
     red, green, yellow = (PIL.Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "yellow"))
     cosines = mean_colour([red, green, yellow]) @ mean_colour([red]).T

@@ -93,12 +93,13 @@ def run(args) -> int:
             **models,
         }
         keep_settings(output_dir, settings)
+        # Before hours of drawing. On the GPU they are when they are used
+        dino, clip, identity = (Embedder(name) for name in models.values())
+        if not clip.reads_text:
+            raise InputError(f"{clip.name} reads no text: give a CLIP model, as `--clip`")
     if benchmark.unread:
         console.print(f"[yellow]warning:[/] fields that are not read: {escape(', '.join(benchmark.unread))}")
     problems = benchmark.problems + _draw(args, benchmark.items, drawn)
-    with refusals():
-        dino, clip, identity = (Embedder(name) for name in models.values())
-        clip.texts([""])
     lines, unread = measure(
         systems,
         benchmark.items,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import PIL.Image
 import torch
-from transformers import AutoModel, AutoTokenizer, BitImageProcessorPil, CLIPImageProcessorPil
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BitImageProcessorPil, CLIPImageProcessorPil
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .metrics import unit
@@ -35,7 +35,7 @@ class Embedder:
         name (`str`):
             Hub id or folder.
         device (`str` or `torch.device`, *optional*):
-            Where it runs. Defaults to the GPU, if there is one.
+            Where it runs, from its first use on. Defaults to the GPU, if there is one.
         batch_size (`int`, *optional*, defaults to `32`):
             Images, or texts, in one forward.
     """
@@ -44,7 +44,14 @@ class Embedder:
         self.name = name
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.batch_size = batch_size
-        self.model = AutoModel.from_pretrained(name, dtype=torch.float32).eval().to(self.device)
+        try:
+            # DINO's checkpoints have no pooler, nor is one used: without this, there is a warning of untrained weights
+            kwargs = {"add_pooling_layer": False} if AutoConfig.from_pretrained(name).model_type == "vit" else {}
+            self.model = AutoModel.from_pretrained(name, dtype=torch.float32, **kwargs).eval()
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise OSError(f"the model {name} can't be loaded: {error}") from error  # it does not always say which
         self.reads_text = hasattr(self.model, "get_text_features")
         if self.reads_text:
             self.processor = CLIPImageProcessorPil.from_pretrained(name)
@@ -91,6 +98,7 @@ class Embedder:
 
     @torch.no_grad()
     def _embed(self, inputs: Sequence, features: Callable[[Sequence], torch.Tensor]) -> np.ndarray:
+        self.model.to(self.device)
         starts = range(0, len(inputs), self.batch_size)
         return unit(
             np.concatenate([features(inputs[start : start + self.batch_size]).cpu().numpy() for start in starts])

@@ -31,6 +31,7 @@ class Cell(NamedTuple):
 
 
 def number(value: float, sign: bool = False) -> str:
+    value = round(value, 3) + 0.0  # and no -0.000
     return f"{value:{'+' if sign else ''}.3f}"
 
 
@@ -84,7 +85,7 @@ def left_out(scores: Sequence[str]) -> list[str]:
     if "dino/reference" in scores and "dino/photographs" not in scores:
         sentences.append(
             "No further photographs of the subjects are known of, so DINO and CLIP-I are those against the reference alone (the "
-            "Kosmos-G setting), which are about 0.1 above those against all photographs. Don't compare the two."
+            "Kosmos-G setting). They are higher than those against all photographs: the two can't be compared."
         )
     return sentences
 

@@ -87,7 +87,7 @@ def summarize(lines: Sequence[Line], items: Sequence[Item]) -> Summary:
         found = {}
         for system, scores in rows.items():
             found[system] = {}
-            for name in scores:
+            for name in filter(scores.__contains__, ordered):
                 if known := {row: value for row, value in scores[name].items() if row in kept}:
                     found[system][name] = bootstrap([*known.values()], [groups[row] for row in known])
         return found
