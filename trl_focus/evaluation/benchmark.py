@@ -27,7 +27,7 @@ from ..data.images import IMAGE_MODES, decode_image, decode_mask, is_transparent
 from ..errors import InputError
 
 
-Source = Path | PIL.Image.Image
+Source = Path | PIL.Image.Image | Mapping[str, Any]  # as a mapping: `{"bytes", "path"}`, as 🤗 Datasets stores images
 Box = tuple[float, float, float, float]
 
 FIELDS = ("prompt", "image_paths", "subjects", "photographs", "reference_masks", "boxes")
@@ -39,11 +39,11 @@ class Subject(NamedTuple):
     Attributes:
         name (`str`):
             Its name in reports.
-        references (`tuple[Path | PIL.Image.Image, ...]`):
+        references (`tuple[Source, ...]`):
             Images of it that the model is given.
-        masks (`tuple[Path | PIL.Image.Image | None, ...]`):
+        masks (`tuple[Source | None, ...]`):
             For each of these its mask in it, if there is one.
-        photographs (`tuple[Path | PIL.Image.Image, ...]`):
+        photographs (`tuple[Source, ...]`):
             All images of it; empty if no others are known of.
         box (`tuple[float, float, float, float]`, *optional*):
             Left, top, right and bottom of where it is asked for, as shares of the image's width and height.
@@ -63,7 +63,7 @@ class Item(NamedTuple):
             Its place in the benchmark, from 0.
         prompt (`str`):
             The prompt.
-        references (`tuple[Path | PIL.Image.Image, ...]`):
+        references (`tuple[Source, ...]`):
             All references, in the order in which the model is given them.
         subjects (`tuple[Subject, ...]`):
             What they show.
