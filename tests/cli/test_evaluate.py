@@ -94,7 +94,7 @@ def test_base_and_lora(folder, models, pipeline, capsys, monkeypatch):
     capsys.readouterr()
 
     assert main(arguments(folder, **options, seed=1)) == 2
-    assert "holds an evaluation of other settings: seed" in capsys.readouterr().err
+    assert "holds a run of other settings: seed" in capsys.readouterr().err
 
 
 draw_image = drawing.draw_image

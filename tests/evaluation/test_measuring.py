@@ -7,7 +7,8 @@ import pytest
 
 from trl_focus.errors import InputError
 from trl_focus.evaluation import Instance, Item, Subject, measure
-from trl_focus.evaluation.measuring import SCORES, keep_settings, read_lines
+from trl_focus.evaluation.files import keep_settings
+from trl_focus.evaluation.measuring import SCORES, read_lines
 
 
 def item(row: int) -> Item:

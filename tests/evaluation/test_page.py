@@ -24,7 +24,9 @@ def test_example(tmp_path, monkeypatch):
     entries = [{"prompt": "two", "image_paths": ["base-images/ref.png", "lora-images/ref.png"]}]
     Path("my-benchmark.json").write_text(json.dumps(entries))
     detected = [((0, 0, 8, 16), None), ((8, 0, 16, 16), None)]
-    exec(code.replace("facebook/dinov2-base", save_dinov2(tmp_path / "model")), {"my_detector": lambda image: detected})
+    exec(
+        code.replace("facebook/dinov2-base", save_dinov2(tmp_path / "model")), {"my_detector": lambda image: detected}
+    )
     report = json.loads(Path("results/report.json").read_text())
     assert report["means"]["lora"]["brightness"]["mean"] == 0.2
     assert report["means"]["base"]["instances/found"]["mean"] == 1 and report["problems"] == []

@@ -75,7 +75,7 @@ def run(args) -> int:
 
     from ..evaluation import measure, published_scorer, read_benchmark, subject_scorer, write_report
     from ..evaluation.embedders import CLIP, DINO, DINOV2, Embedder
-    from ..evaluation.measuring import keep_settings
+    from ..evaluation.files import keep_settings
 
     console = Console(highlight=False)
     with refusals():

@@ -4,17 +4,16 @@
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import PIL.Image
 from tqdm.auto import tqdm
 
-from ..errors import InputError
 from .benchmark import Item, open_image
 from .drawing import image_path
+from .files import write_whole
 from .instances import FindInstances, asked_boxes, usable
 from .scorers import Scorer
 
@@ -119,7 +118,7 @@ def measure(
     path = Path(output_dir) / SCORES
     path.parent.mkdir(parents=True, exist_ok=True)
     known = {(line.system, line.row, line.number, line.digest): line for line in read_lines(path)}
-    _write(path, "".join(map(_text, known.values())))  # without what was cut off
+    write_whole(path, "".join(map(_text, known.values())))  # without what was cut off
     lines, problems = [], []
     with path.open("a", encoding="utf-8") as file:
         for system, folder in systems.items():
@@ -140,35 +139,5 @@ def measure(
     return lines, problems
 
 
-def _write(path: Path, text: str):
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
-
-
 def _text(line: Line) -> str:
     return json.dumps(line._asdict(), ensure_ascii=False) + "\n"
-
-
-def keep_settings(output_dir: str | Path, settings: Mapping[str, Any]):
-    """
-    Writes the settings of an evaluation to `<output_dir>/settings.json`.
-
-    Raises:
-        InputError: If the folder holds an evaluation of other settings; says which differ.
-    """
-    path = Path(output_dir) / "settings.json"
-    settings = json.loads(json.dumps(settings))
-    if path.is_file():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
-            before = {}
-        differing = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
-        if differing:
-            raise InputError(
-                f"{path.parent} holds an evaluation of other settings: {', '.join(differing)}. Give another `output_dir`, or "
-                "remove that one"
-            )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
