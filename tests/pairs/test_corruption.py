@@ -65,7 +65,10 @@ def test_grey_becomes_coloured():
 
 
 def test_texture_makes_a_plain_subject_uneven():
-    assert inside("texture", subject=1).std(axis=0).max() > 0.15 and np.ptp(scene()[0][20:40, 40:56], axis=(0, 1)).max() == 0
+    assert (
+        inside("texture", subject=1).std(axis=0).max() > 0.15
+        and np.ptp(scene()[0][20:40, 40:56], axis=(0, 1)).max() == 0
+    )
 
 
 def test_swap():

@@ -57,12 +57,17 @@ def add_parser(subparsers):
 
 
 def run(args) -> int:
+    import sys
     from pathlib import Path
 
+    from datasets import disable_progress_bars
     from rich.console import Console
     from rich.markup import escape
 
     from ..errors import InputError, refusals
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
 
     if args.mode != "corrupt" and not args.model:
         raise InputError(f"{args.mode} draws images: give a pipeline, as `--model`")

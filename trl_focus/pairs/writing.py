@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+from datasets.table import embed_table_storage
+from pyarrow import parquet
 from tqdm.auto import tqdm
 
 from ..data.rows import reference_subject_indices
@@ -134,5 +136,6 @@ def make_pairs(
 def _write_pairs(rows: list[dict[str, Any]], path: Path):
     rows = [{name: row.get(name) for name in PAIR_FEATURES} for row in rows]
     unfinished = path.with_suffix(".part")
-    datasets.Dataset.from_list(rows, features=PAIR_FEATURES).to_parquet(unfinished)
+    table = datasets.Dataset.from_list(rows, features=PAIR_FEATURES).data.table
+    parquet.write_table(embed_table_storage(table), unfinished)  # with images whose rows name no more than their files
     os.replace(unfinished, path)
