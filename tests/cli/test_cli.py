@@ -53,7 +53,7 @@ def test_light_commands(arguments, seconds):
 
 def test_help_names_every_command():
     text = command("--help").stdout
-    for name in ("pairs", "train", "evaluate", "validate", "families", "card", "env"):
+    for name in ("pairs", "train", "rounds", "evaluate", "validate", "families", "card", "env"):
         assert f"\n    {name} " in text
 
 

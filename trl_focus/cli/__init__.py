@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import InputError
-from . import card, env, evaluate, families, pairs, train, validate
+from . import card, env, evaluate, families, pairs, rounds, train, validate
 
 
-COMMANDS = (pairs, train, evaluate, validate, families, card, env)
+COMMANDS = (pairs, train, rounds, evaluate, validate, families, card, env)
 
 
 def make_parser() -> ArgumentParser:

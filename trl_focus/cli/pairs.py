@@ -122,9 +122,9 @@ def run(args) -> int:
     if not made.pairs:
         console.print("There is no pair to train on.")
         return 2
-    console.print(
-        f"To train on them: trl-focus train focus --dataset_name {Path(args.output_dir) / 'pairs'} ...", soft_wrap=True
-    )
+    masks = "" if args.mode == "corrupt" else " --focus_prior similarity"  # nobody has said where the subjects are
+    folder = Path(args.output_dir) / "pairs"
+    console.print(f"To train on them: trl-focus train focus --dataset_name {folder}{masks} ...", soft_wrap=True)
     return 0
 
 

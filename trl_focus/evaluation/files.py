@@ -12,7 +12,7 @@ from ..errors import InputError
 
 def write_whole(path: Path, text: str):
     """Writes a file that is there as a whole, or not at all."""
-    unfinished = path.with_suffix(".part")
+    unfinished = path.with_suffix(f".{os.getpid()}.part")  # of this process: others may write the same
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
 
@@ -43,5 +43,6 @@ def keep_settings(output_dir: str | Path, settings: Mapping[str, Any]):
                 f"{path.parent} holds a run of other settings: {', '.join(differing)}. Give another `output_dir`, or remove that "
                 "one"
             )
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(settings, indent=1, ensure_ascii=False))
