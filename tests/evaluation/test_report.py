@@ -82,7 +82,7 @@ def report(tmp_path):
     found = lines("base", worse) + lines("lora", better)
     found += lines("base", worse, "collapse/0.4") + lines("lora", better, "collapse/0.4")
     found[0].remarks.append("no subject found, and 2 asked for")
-    problems = [(12, "`image_paths`[0] is '<script>', which can't be used")]
+    problems = [(12, "`image_paths`[0] is '<script>![x](http://a/b.png)', which can't be used")]
     facts = write_report(tmp_path / "out", found, items(13), systems, problems, {"model": "<tiny>"})
     return tmp_path / "out", facts
 
@@ -115,6 +115,7 @@ def test_report_for_people(report):
     assert page.index("cell better") < page.index("cell worse")
     for told in ("leakage, which needs each subject cut out, is left out", "row 12", "row 0, image 0 of base"):
         assert told in text
+    assert "![x](" not in text and "<script>" not in text.replace("\\<", "")
     for told in (text, page):
         assert "13 items of 13 sets of subjects, 48 images" in told
     assert "<script>" not in page and "&lt;script&gt;" in page and "&lt;tiny&gt;" in page

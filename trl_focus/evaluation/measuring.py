@@ -49,7 +49,7 @@ class Line(NamedTuple):
 def read_lines(path: Path) -> list[Line]:
     """The lines of a file, if it is there. What was not written to its end is passed over."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for text in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
         try:
             lines.append(Line(**json.loads(text)))
         except (json.JSONDecodeError, TypeError):

@@ -3,6 +3,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,6 +136,11 @@ def _sheets(
     return found
 
 
+def plain(text: Any) -> str:
+    """A text that Markdown shows as it is: whoever wrote a benchmark must not have a report fetch images."""
+    return re.sub(r"([\\`*_\[\]<>|!&])", r"\\\1", " ".join(str(text).split()))
+
+
 def _finite(value: Any) -> Any:
     """As JSON can hold it: an interval that there isn't is null."""
     if isinstance(value, Estimate):
@@ -224,6 +230,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.filters["plain"] = plain
     for name in ("report.md", "report.html"):
         (output_dir / name).write_text(templates.get_template(f"{name}.jinja").render(context), encoding="utf-8")
     return facts
