@@ -102,7 +102,7 @@ def test_bad_rows(folder, capsys):
 
 
 def test_no_pair(folder, models, capsys):
-    assert main(arguments("best-worst", folder, **models, margin=5)) == 2
+    assert main(arguments("best-worst", folder, **models, margin=5, n_samples=2)) == 2
     said = flat(capsys)
     assert "0 pairs; 3 rows without one (the first, row 0: its images differ by" in said
     assert "There is no pair to train on." in said
@@ -118,6 +118,11 @@ def test_no_pair(folder, models, capsys):
         ("corrupt", {"kinds": "melt"}, "`--kinds` has melt; there are colour, texture"),
         ("best-worst", {"model": "a", "weights": '{"identity": "much"}'}, "are a number for each score"),
         ("best-worst", {"model": "a", "weights": "{}"}, "are a number for each score"),
+        (
+            "best-worst",
+            {"model": "a", "weights": '{"beauty": 1}'},
+            "`--weights` has beauty; there are instances/identity",
+        ),
         ("corrupt", {"split": "none"}, "no split 'none'"),
     ],
 )
@@ -134,8 +139,9 @@ def test_parts(part, folder, capsys):
 
 
 def test_score_that_nobody_gives(folder, models, capsys):
-    assert main(arguments("best-worst", folder, **models, weights='{"beauty": 1}')) == 2
-    assert "row 0: an image has no score beauty" in flat(capsys)
+    """Nobody has said where the subjects are."""
+    assert main(arguments("best-worst", folder, **models, weights='{"instances/identity": 1}', n_samples=2)) == 2
+    assert "row 0: an image has no score instances/identity; it has identity, collapse/0.4" in flat(capsys)
 
 
 def test_unreadable_image_of_a_reference(tmp_path, capsys):

@@ -84,12 +84,32 @@ class TestJudge:
         found = weighted_judge([scorer], {"a": 1, "b": -0.5}, unknown)(plain("red"), self.item)
         assert found.total == 0.5 and found.scores["c"] == 100 and found.masks is None
 
-    def test_score_that_is_not_there(self):
-        def scorer(image, item, instances):
-            return {"a": float("nan")}
+    def test_score_that_is_not_finite(self):
+        judge = weighted_judge([lambda *_: {"a": float("nan"), "b": 1.0}], {"a": 1, "b": 1}, unknown)
+        with pytest.raises(ValueError, match="of an image, a is nan"):
+            judge(plain("red"), self.item)
+        found = weighted_judge([lambda *_: {"a": float("nan"), "b": 1.0}], {"b": 1}, unknown)(plain("red"), self.item)
+        assert found.total == 1 and found.scores == {"b": 1}
 
-        with pytest.raises(ValueError, match="no score a, b .a is nan, and does not count"):
-            weighted_judge([scorer], {"a": 1, "b": 1}, unknown)(plain("red"), self.item)
+    def test_score_that_is_not_there(self):
+        judge = weighted_judge([lambda *_: {"a": 2.0}], {"a": 1, "leakage": -1}, unknown)
+        assert judge(plain("red"), self.item).total == 2
+        with pytest.raises(ValueError, match="no score b; it has a"):
+            weighted_judge([lambda *_: {"a": 2.0}], {"b": 1}, unknown)(plain("red"), self.item)
+
+    def test_image_without_its_subjects_is_the_worst(self):
+        """And it is no reason to give up its row."""
+        subjects = tuple(Subject(name, (plain(name),)) for name in ("red", "blue"))
+        weights = {"instances/identity": 1, "instances/leakage": -0.5}
+
+        def judge(*found):
+            return weighted_judge([subject_scorer(mean_colour)], weights, lambda *_: found)(
+                plain("red"), Item(0, "a", (), subjects)
+            ).total
+
+        one = Instance((0, 0, 64, 64), subject=0)
+        assert judge(one) == pytest.approx(0.5 + 0.5) and judge() == 0
+        assert judge(Instance((0, 0, 0, 0), subject=0)) == 0  # what is empty is nothing
 
     def test_masks(self):
         mask = np.ones((64, 64), np.float32)

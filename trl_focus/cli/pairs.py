@@ -80,8 +80,11 @@ def run(args) -> int:
 
     from ..data.loading import load_preferences
     from ..evaluation.files import keep_settings
+    from ..evaluation.summary import NAMES
     from ..pairs import CORRUPTIONS, make_pairs
 
+    if unknown := [name for name in args.weights if name not in NAMES]:
+        raise InputError(f"`--weights` has {', '.join(unknown)}; there are {', '.join(NAMES)}")
     kinds = tuple(args.kinds or CORRUPTIONS)
     if unknown := [kind for kind in kinds if kind not in CORRUPTIONS]:
         raise InputError(f"`--kinds` has {', '.join(unknown)}; there are {', '.join(CORRUPTIONS)}")

@@ -53,8 +53,10 @@ def bootstrap(values: Sequence[float], groups: Sequence[Hashable] | None = None,
     if len(numbers) < LEAST_GROUPS:
         index = np.arange(len(values))
     sums, counts = np.bincount(index, weights=values), np.bincount(index)
-    drawn = np.random.default_rng(0).integers(len(sums), size=(RESAMPLES, len(sums)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    rng, means = np.random.default_rng(0), np.empty(RESAMPLES)
+    for part in np.array_split(np.arange(RESAMPLES), 1 + len(sums) // 1000):  # which need little memory
+        drawn = rng.integers(len(sums), size=(len(part), len(sums)))
+        means[part] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(values.mean()), float(low), float(high), len(values))
 
