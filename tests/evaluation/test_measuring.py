@@ -134,8 +134,11 @@ def test_finder_whose_instances_can_not_be(folder):
 
 
 def test_settings(tmp_path):
-    keep_settings(tmp_path / "a", {"seed": 0, "call": {"height": 64}, "model": None})
-    keep_settings(tmp_path / "a", {"seed": 0, "call": {"height": 64}, "model": None})
+    folder, settings = tmp_path / "a", {"seed": 0, "call": {"height": 64}, "model": None}
+    keep_settings(folder, {**settings, "model": "misspelt"})
+    keep_settings(folder, settings)  # nothing came of the first
+    (folder / "scores.jsonl").touch()
+    keep_settings(folder, settings)
     with pytest.raises(InputError, match="other settings: seed, n. Give another"):
-        keep_settings(tmp_path / "a", {"seed": 1, "call": {"height": 64}, "n": 2})
-    assert json.loads((tmp_path / "a" / "settings.json").read_text())["seed"] == 0
+        keep_settings(folder, {**settings, "seed": 1, "n": 2})
+    assert json.loads((folder / "settings.json").read_text()) == settings

@@ -73,6 +73,7 @@ def run(args) -> int:
     if missing := [str(folder) for _, folder in args.images if not Path(folder).is_dir()]:
         raise InputError(f"{missing[0]} is no folder: `--images` takes NAME=FOLDER")
 
+    from ..data.schema import listed
     from ..evaluation import measure, published_scorer, read_benchmark, subject_scorer, write_report
     from ..evaluation.embedders import CLIP, DINO, DINOV2, Embedder
     from ..evaluation.files import keep_settings
@@ -98,7 +99,7 @@ def run(args) -> int:
         if not clip.reads_text:
             raise InputError(f"{clip.name} reads no text: give a CLIP model, as `--clip`")
     if benchmark.unread:
-        console.print(f"[yellow]warning:[/] fields that are not read: {escape(', '.join(benchmark.unread))}")
+        console.print(f"[yellow]warning:[/] fields that are not read: {escape(listed(benchmark.unread))}")
     problems = benchmark.problems + _draw(args, benchmark.items, drawn)
     lines, unread = measure(
         systems,

@@ -28,7 +28,7 @@ def keep_settings(output_dir: str | Path, settings: Mapping[str, Any]):
             What JSON can hold.
 
     Raises:
-        InputError: If the folder holds a run of other settings; says which differ.
+        InputError: If the folder holds a run of other settings; says which differ. One that left nothing else is none.
     """
     path = Path(output_dir) / "settings.json"
     settings = json.loads(json.dumps(settings))
@@ -38,11 +38,12 @@ def keep_settings(output_dir: str | Path, settings: Mapping[str, Any]):
         except json.JSONDecodeError:
             before = {}
         differing = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
-        if differing:
+        if not differing:
+            return
+        if any(other != path for other in path.parent.iterdir()):
             raise InputError(
                 f"{path.parent} holds a run of other settings: {', '.join(differing)}. Give another `output_dir`, or remove that "
                 "one"
             )
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(settings, indent=1, ensure_ascii=False))
