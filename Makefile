@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install quickstart sprites sprites-report test quality format clean
+.PHONY: install quickstart loop sprites sprites-report test quality format clean
 
 install: $(INSTALLED)
 
@@ -15,6 +15,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 quickstart: install
 	$(BIN)/python -m examples.sprites.quickstart
+
+loop: install
+	$(BIN)/python -m examples.sprites.loop
 
 # All of it takes hours and may be stopped at will. SEEDS, METHODS or REGIMES re-run those cells of the main table alone, as in
 # `make sprites SEEDS=0 METHODS=dpo,focus REGIMES=nuisance`, and store nothing.

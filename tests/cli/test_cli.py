@@ -35,6 +35,7 @@ def command(*arguments, **environment):
     [
         (["--help"], 0.5),
         (["validate", "--help"], 0.5),
+        (["evaluate", "--help"], 0.5),
         (["card", "--help"], 0.5),
         (["train", "--help"], 0.5),
         (["masks", "--help"], 0.5),
@@ -54,7 +55,19 @@ def test_light_commands(arguments, seconds):
 
 def test_help_names_every_command():
     text = command("--help").stdout
-    for name in ("train", "prepare", "validate", "masks", "inspect", "families", "card", "env"):
+    for name in (
+        "pairs",
+        "masks",
+        "inspect",
+        "validate",
+        "prepare",
+        "train",
+        "rounds",
+        "evaluate",
+        "families",
+        "card",
+        "env",
+    ):
         assert f"\n    {name} " in text
 
 

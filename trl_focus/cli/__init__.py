@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import InputError
-from . import card, env, families, inspect, masks, prepare, train, validate
+from . import card, env, evaluate, families, inspect, masks, pairs, prepare, rounds, train, validate
 
 
-COMMANDS = (masks, inspect, validate, prepare, train, families, card, env)
+COMMANDS = (pairs, masks, inspect, validate, prepare, train, rounds, evaluate, families, card, env)
 
 
 def make_parser() -> ArgumentParser:

@@ -1,23 +1,6 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
-import json
-from argparse import ArgumentTypeError
-
-
-def _columns(text: str) -> dict[str, str]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ArgumentTypeError(f'{text!r} is not JSON, as in {{"prompt": "caption"}}') from error
-    if not isinstance(value, dict):
-        raise ArgumentTypeError(f"{text!r} is no mapping of names")
-    return value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise ArgumentTypeError(f"{text!r} is no number above 0")
-    return int(text)
+from .arguments import count, mapping
 
 
 def add_parser(subparsers):
@@ -32,16 +15,16 @@ def add_parser(subparsers):
     parser.add_argument("--split", default="train", help="split to read (default: train)")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub")
     parser.add_argument("--streaming", action="store_true", help="read rows as they come, without a download first")
-    parser.add_argument("--rows", type=_count, metavar="N", help="read the first N rows (default: all)")
+    parser.add_argument("--rows", type=count, metavar="N", help="read the first N rows (default: all)")
     parser.add_argument(
-        "--columns", type=_columns, metavar="JSON", help='names of the dataset: {"prompt": "caption", ...}'
+        "--columns", type=mapping, metavar="JSON", help='names of the dataset: {"prompt": "caption", ...}'
     )
     parser.add_argument("--ties", choices=("error", "drop"), default="error", help="as in training (default: error)")
     parser.add_argument(
         "--crop", choices=("none", "center", "random"), default="none", help="as in training (default: none)"
     )
-    parser.add_argument("--resolution", type=_count, default=1024, help="as in training (default: 1024)")
-    parser.add_argument("--num_proc", type=_count, help="processes that read rows")
+    parser.add_argument("--resolution", type=count, default=1024, help="as in training (default: 1024)")
+    parser.add_argument("--num_proc", type=count, help="processes that read rows")
     return parser
 
 
