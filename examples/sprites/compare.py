@@ -394,6 +394,8 @@ def main():
             result = execute(run, "validation", 128)
         shown = {name: result["means"][name] for name in PER_SCENE}
         print(run.key, result["seconds"], "s", shown, flush=True)
+        if run.key in done:
+            print("  stored:", {name: done[run.key]["means"][name] for name in PER_SCENE}, flush=True)
         if not args.again:
             RESULTS.mkdir(exist_ok=True)
             with (RESULTS / f"{args.stage}.jsonl").open("a") as file:

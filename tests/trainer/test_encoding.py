@@ -334,10 +334,29 @@ def test_one_forward_or_two_have_the_same_gradients(tmp_path, family, trainer_cl
 
 
 def test_encoders_leave_the_device(tmp_path, monkeypatch):
-    moves = []
-    monkeypatch.setattr(DiffusionDPOTrainer, "_move_encoders", lambda self, device: moves.append(str(device)))
-    make_trainer(output_dir=tmp_path / "once")
-    assert moves == ["cpu"]  # for the time of the encoding
-    moves.clear()
-    make_trainer(output_dir=tmp_path / "live", encode_once=False)
-    assert moves == ["cpu"]  # to stay
+    where = []  # in turn
+    move = DiffusionDPOTrainer._move_encoders
+    monkeypatch.setattr(DiffusionDPOTrainer, "_move_encoders", lambda self, device: where.append(str(device)))
+    monkeypatch.setattr("transformers.TrainingArguments.device", torch.device("meta"))  # an accelerator's part
+    monkeypatch.setattr("trl_focus.trainer.diffusion_dpo_trainer._BaseTrainer.__init__", Stop.when_called)
+    with pytest.raises(Stop):
+        make_trainer(output_dir=tmp_path / "once")
+    assert where == ["meta", "cpu", "cpu"]  # for the time of the encoding
+    where.clear()
+    with pytest.raises(Stop):
+        make_trainer(output_dir=tmp_path / "live", encode_once=False)
+    assert where == ["meta"]  # to stay
+    monkeypatch.setattr(DiffusionDPOTrainer, "_move_encoders", move)
+    moved = []
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: moved.append(device))
+    trainer = DiffusionDPOTrainer.__new__(DiffusionDPOTrainer)
+    trainer.family = family_of("sdxl")
+    trainer.family.pipeline.text_encoder.hf_quantizer = object()
+    trainer._move_encoders(torch.device("meta"))
+    assert len(moved) == len(trainer.family.encoders) - 1
+
+
+class Stop(Exception):  # noqa: N818
+    @staticmethod
+    def when_called(*args, **kwargs):
+        raise Stop

@@ -229,6 +229,8 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
                     "`data_collator` of your own. Set it to 0."
                 )
             self._move_encoders(args.device)
+        else:
+            self._move_encoders(torch.device("cpu"))
         super().__init__(
             model=policy,
             args=args,
@@ -281,21 +283,22 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
 
     def _move_encoders(self, device: torch.device):
         for module in self.family.encoders:
-            if module.device != device:
+            if (
+                module.device != device and getattr(module, "hf_quantizer", None) is None
+            ):  # these stay where they were loaded
                 module.to(device)
 
     @contextmanager
     def _encoders_at_work(self):
         """Within it the encoders are on the device."""
-        before = [module.device for module in self.family.encoders]
+        were_away = any(module.device != self.args.device for module in self.family.encoders)
         self._move_encoders(self.args.device)
         try:
             yield
         finally:
-            for module, device in zip(self.family.encoders, before, strict=True):
-                if module.device != device:
-                    module.to(device)
-                    free_memory()
+            if were_away:
+                self._move_encoders(torch.device("cpu"))
+                free_memory()
 
     def _collator(self, dataset: PreferenceRows | PreferenceStream, train: bool) -> Callable:
         collator = self.data_collator if train else self.eval_collator
@@ -339,6 +342,8 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
         if not isinstance(eval_dataset, PreferenceRows | PreferenceStream):
             eval_dataset = named_dataset("eval_dataset", self._prepare_dataset, eval_dataset)
             eval_dataset = self._encoded(eval_dataset, self.eval_collator)
+        if not isinstance(eval_dataset, EncodedRows):
+            self._move_encoders(self.args.device)  # where each step needs them
         self._precompute(eval_dataset, min(self.args.precompute_ref_errors, 1), train=False)  # its noise never changes
         return self._loader(eval_dataset, self.args.eval_batch_size, train=False)
 
