@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
-from .validate import _columns, _count
+from .arguments import add_dataset, count
 
 
 def add_parser(subparsers):
@@ -20,17 +20,11 @@ def add_parser(subparsers):
         help="pipeline that matches references, which focus maps then show: its id on the Hub, its folder, or the folder of "
         "a run, whose LoRA is put on its base (default: none, focus maps show masks and detail)",
     )
-    parser.add_argument("--config", help="configuration of the dataset")
-    parser.add_argument("--split", default="train", help="split to read (default: train)")
-    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
-    parser.add_argument("--rows", type=_count, metavar="N", help="read the first N rows (default: all)")
-    parser.add_argument(
-        "--columns", type=_columns, metavar="JSON", help='names of the dataset: {"prompt": "caption", ...}'
-    )
+    add_dataset(parser)
     parser.add_argument("--crop", choices=("none", "center"), default="none", help="as in training (default: none)")
-    parser.add_argument("--resolution", type=_count, default=512, help="of the focus maps (default: 512)")
-    parser.add_argument("--num_proc", type=_count, help="processes that read rows")
-    parser.add_argument("--port", type=_count, help="port to listen on (default: the first that is free from 7860 on)")
+    parser.add_argument("--resolution", type=count, default=512, help="of the focus maps (default: 512)")
+    parser.add_argument("--num_proc", type=count, help="processes that read rows")
+    parser.add_argument("--port", type=count, help="port to listen on (default: the first that is free from 7860 on)")
     return parser
 
 

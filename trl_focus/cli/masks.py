@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
-from .validate import _columns, _count
+from .arguments import add_dataset, count
 
 
 def add_parser(subparsers):
@@ -34,14 +34,8 @@ def add_parser(subparsers):
     )
     parser.add_argument("--segmenter", metavar="MODEL", help="boxes to masks (default: facebook/sam-vit-base)")
     parser.add_argument("--matcher", metavar="MODEL", help="references to boxes (default: facebook/dinov2-base)")
-    parser.add_argument("--batch_size", type=_count, default=8, help="images at a time (default: 8)")
-    parser.add_argument("--config", help="configuration of the dataset")
-    parser.add_argument("--split", default="train", help="split to read (default: train)")
-    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
-    parser.add_argument("--rows", type=_count, metavar="N", help="read the first N rows (default: all)")
-    parser.add_argument(
-        "--columns", type=_columns, metavar="JSON", help='names of the dataset: {"prompt": "caption", ...}'
-    )
+    parser.add_argument("--batch_size", type=count, default=8, help="images at a time (default: 8)")
+    add_dataset(parser)
     return parser
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
-from .arguments import count, mapping
+from .arguments import add_dataset, count
 
 
 def add_parser(subparsers):
@@ -11,14 +11,8 @@ def add_parser(subparsers):
         "Exits with 2 if training would refuse them.",
     )
     parser.add_argument("dataset", help="id on the Hub, or a folder")
-    parser.add_argument("--config", help="configuration of the dataset")
-    parser.add_argument("--split", default="train", help="split to read (default: train)")
-    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
+    add_dataset(parser)
     parser.add_argument("--streaming", action="store_true", help="read rows as they come, without a download first")
-    parser.add_argument("--rows", type=count, metavar="N", help="read the first N rows (default: all)")
-    parser.add_argument(
-        "--columns", type=mapping, metavar="JSON", help='names of the dataset: {"prompt": "caption", ...}'
-    )
     parser.add_argument("--ties", choices=("error", "drop"), default="error", help="as in training (default: error)")
     parser.add_argument(
         "--crop", choices=("none", "center", "random"), default="none", help="as in training (default: none)"
