@@ -40,6 +40,12 @@ sprites-report: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
+# Times differ from machine to machine: the ratios are what counts
+bench: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.training_step
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.focus_overhead
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.complexity
+
 quality: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
