@@ -105,7 +105,7 @@ def test_the_revision_reaches_the_hub(monkeypatch):
             raise InterruptedError
 
     monkeypatch.setattr("trl_focus.scripts.training.load_preferences", lambda *args: None)
-    monkeypatch.setattr(focus_dpo, "FocusDPOTrainer", Trainer)
+    monkeypatch.setattr(focus_dpo, "TRAINER", Trainer)
     with pytest.raises(InterruptedError):
         focus_dpo.main(
             *parse(focus_dpo, "--model_name_or_path", "a", "--dataset_name", "b", "--model_revision", "fp16")

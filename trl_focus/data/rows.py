@@ -114,15 +114,15 @@ def _picture(label: str, value: Any, problems: list[str]) -> PIL.Image.Image | N
     return image
 
 
-def _mask_share(label: str, value: Any, image: PIL.Image.Image | None, problems: list[str]) -> float:
-    """Share of its image that a mask covers. Checks it, and its size where its image can be used."""
+def _mask(label: str, value: Any, image: PIL.Image.Image | None, problems: list[str]) -> np.ndarray | None:
+    """A mask that can be used; its size is checked where its image can be."""
     if value is None or (mask := _decoded(label, value, problems)) is None:
-        return 0.0
+        return None
     try:
-        return float(decode_mask(mask, image.size if image else None).mean())
+        return decode_mask(mask, image.size if image else None)
     except ValueError as error:
         problems.append(f"{label} can't be used: {error}")
-        return 0.0
+        return None
 
 
 def _name_problems(names: Sequence) -> list[str]:
@@ -180,11 +180,15 @@ def _same_picture(chosen: PIL.Image.Image, rejected: PIL.Image.Image) -> bool:
     return np.array_equal(chosen.convert("RGB"), rejected.convert("RGB"))
 
 
-def _digest(*parts: str | PIL.Image.Image) -> str:
+def _digest(*parts: str | PIL.Image.Image | np.ndarray) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
-        content = part.encode(errors="replace") if isinstance(part, str) else part.convert("RGB").tobytes()
-        size = "" if isinstance(part, str) else part.size
+        if isinstance(part, str):
+            content, size = part.encode(errors="replace"), ""
+        elif isinstance(part, np.ndarray):
+            content, size = part.tobytes(), part.shape
+        else:
+            content, size = part.convert("RGB").tobytes(), part.size
         digest.update(f"{len(content)} {size} ".encode() + content)
     return digest.hexdigest()
 
@@ -222,13 +226,13 @@ def inspect_row(row: Mapping[str, Any]) -> RowReport:
         "chosen_masks": repeat(chosen),
         "rejected_masks": repeat(rejected),
     }
-    shares = []
-    for name, covered in images.items():
-        for i, (mask, image) in enumerate(zip(lists[name] or [], covered, strict=False)):
-            share = _mask_share(f"`{name}`[{i}]", mask, image, problems)
-            if name != "reference_masks":
-                shares.append(share)
-
+    masks = {
+        name: [
+            _mask(f"`{name}`[{i}]", mask, image, problems)
+            for i, (mask, image) in enumerate(zip(lists[name] or [], covered, strict=False))
+        ]
+        for name, covered in images.items()
+    }
     digests = [] if problems else [_digest(prompt, *references), _digest(chosen), _digest(rejected)]
     return RowReport(
         problems,
@@ -237,18 +241,21 @@ def inspect_row(row: Mapping[str, Any]) -> RowReport:
         rejected_size=rejected and rejected.size,
         reference_sizes=[image.size for image in references if image],
         has_masks=lists["chosen_masks"] is not None and lists["rejected_masks"] is not None,
-        mask_shares=shares,
+        mask_shares=[
+            0.0 if mask_HW is None else float(mask_HW.mean())
+            for mask_HW in masks["chosen_masks"] + masks["rejected_masks"]
+        ],
         digests=digests,
-        content="" if problems else _digest(*digests, *_annotations(lists)),
+        content="" if problems else _digest(*digests, *_annotations({**lists, **masks})),
     )
 
 
-def _annotations(lists: Mapping[str, Any]) -> Iterator[str | PIL.Image.Image]:
-    """What a row without problems says of its images."""
+def _annotations(lists: Mapping[str, Any]) -> Iterator[str | np.ndarray]:
+    """What a row without problems says of its images, masks as arrays."""
     for name in OPTIONAL_COLUMNS:
         for value in () if name == "references" else lists[name] or ():
             yield name
-            yield decode_image(value) if name.endswith("masks") and value is not None else str(value)
+            yield value if isinstance(value, np.ndarray) else str(value)
 
 
 def check_row(row: Mapping[str, Any]) -> list[str]:
