@@ -115,7 +115,7 @@ def test_cache_of_2_1_changes_nothing():
 
 def test_sides_of_2_1_are_multiples_of_two_cells(tmp_path):
     data = make_pairs(2, n_references=2, size=[(120, 80)] * 2)  # 80x48 in multiples of a cell
-    trainer = make_trainer(output_dir=tmp_path, family="qwen_image_21", train_dataset=data)
+    trainer = make_trainer(output_dir=tmp_path, family="qwen_image_21", train_dataset=data, encode_once=False)
     assert (trainer.family.cell_size, trainer.layout_rule.multiple) == (16, 32)
     batch = next(iter(trainer.get_train_dataloader()))
     assert all(side % 32 == 0 for side in batch["chosen"].shape[-2:])

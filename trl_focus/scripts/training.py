@@ -10,7 +10,6 @@ from peft import LoraConfig
 
 from ..data.loading import PreferenceDataset, load_mixture, load_preferences
 from ..errors import InputError, refusals
-from ..trainer.diffusion_dpo_trainer import DiffusionDPOTrainer
 from .arguments import ModelArguments, ScriptArguments, parse
 
 
@@ -54,9 +53,7 @@ def named_in_card(arguments: ScriptArguments) -> str | None:
     return ids[0] if len(ids) == 1 else None
 
 
-def make_trainer(
-    trainer_class: type, script_args: ScriptArguments, training_args, model_args: ModelArguments
-) -> DiffusionDPOTrainer:
+def make_trainer(trainer_class: type, script_args: ScriptArguments, training_args, model_args: ModelArguments):
     """
     The trainer of a run.
 
@@ -86,9 +83,7 @@ def make_trainer(
     return trainer
 
 
-def main(
-    trainer_class: type, script_args: ScriptArguments, training_args, model_args: ModelArguments
-) -> DiffusionDPOTrainer:
+def main(trainer_class: type, script_args: ScriptArguments, training_args, model_args: ModelArguments):
     """Trains, saves, and uploads if `push_to_hub` asks for it. Returns the trainer."""
     trainer = make_trainer(trainer_class, script_args, training_args, model_args)
     resume = training_args.resume_from_checkpoint

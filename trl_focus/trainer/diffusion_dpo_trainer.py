@@ -312,8 +312,16 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
             add_reference_errors(self, dataset, self._collator(dataset, train), draws, batch_size)
 
     def _loader(self, dataset: PreferenceRows | PreferenceStream, batch_size: int, train: bool) -> DataLoader:
-        collator = self._collator(dataset, train)
-        return preference_loader(dataset, batch_size, collator, self.args, self.accelerator, train)
+        if (
+            isinstance(dataset, EncodedRows)
+            and train
+            and type(self.data_collator) is not DataCollatorForDiffusionPreference
+        ):
+            dataset = dataset.source  # one that was set since sees pixels, as one that was given
+            self._move_encoders(self.args.device)
+        return preference_loader(
+            dataset, batch_size, self._collator(dataset, train), self.args, self.accelerator, train
+        )
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of one layout each, the same number for every process."""
