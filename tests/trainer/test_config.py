@@ -406,6 +406,10 @@ class TestCommandLine:
             caption_dropout=0.1,
             ties="drop",
             dataset_num_proc=2,
+            precompute_ref_errors=2,
+            one_forward=False,
+            prepared="user/encoded-pairs",
+            encode_variants=2,
             weighting_scheme="logit_normal",
             logit_mean=0.5,
             sampling_steps=4,
@@ -442,7 +446,8 @@ class TestCommandLine:
         values = {name: getattr(made, name) for name in names}
         defaults = {**DiffusionDPOConfig.__dataclass_fields__, **FocusDPOConfig.__dataclass_fields__}
         same = [name for name in names if values[name] == default_of(defaults[name])]
-        assert same == ["logging_nan_inf_filter", "ddp_find_unused_parameters"]  # or the trip would prove nothing
+        # or the trip would prove nothing; precomputed errors need `encode_once`
+        assert same == ["logging_nan_inf_filter", "ddp_find_unused_parameters", "encode_once"]
         file = tmp_path / "config.yaml"
         file.write_text(yaml.safe_dump({**values, "max_steps": 7, "output_dir": "unused", "use_cpu": True}))
         (again,) = TrlParser((FocusDPOConfig,)).parse_args_and_config(["--config", str(file)])
