@@ -534,6 +534,7 @@ def test_state_of_a_checkpoint_is_readable(tmp_path):
         "denoiser": "Flux2Transformer2DModel",
         "reference": "adapter_off",
         "beta_controller": None,
+        "update": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "processes": 1},
     }
 
 
