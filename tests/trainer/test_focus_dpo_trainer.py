@@ -25,7 +25,7 @@ def weights_of(trainer, batch):
     noised = trainer._noise(x_BCHW, batch["seed"])
     with trainer.watch(batch, noised, prompt, references) as seen, torch.no_grad():
         trainer.family.predict(trainer.model, noised.noisy_BCHW, noised.timestep_B, prompt, references)
-    return trainer.cell_weights(batch, noised, seen)
+    return trainer.cell_weights(batch, noised, [seen])  # of one forward
 
 
 def shaken(trainer):

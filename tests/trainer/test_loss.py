@@ -82,7 +82,13 @@ def plain_errors(trainer, batch, adapter_on):
 
 def shaken_trainer(tmp_path, family, trainer_class=DiffusionDPOTrainer, **kwargs):
     """A trainer whose LoRA is not at its start, where policy and reference would be equal."""
-    trainer = make_trainer(trainer_class, tmp_path, family=family, beta=BETA, disable_dropout=False, **kwargs)
+    settings = {
+        "beta": BETA,
+        "disable_dropout": False,
+        "encode_once": False,
+        **kwargs,
+    }  # a batch then has all from the start
+    trainer = make_trainer(trainer_class, tmp_path, family=family, **settings)
     generator = torch.Generator().manual_seed(1)
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
