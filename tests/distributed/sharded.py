@@ -17,11 +17,9 @@ from accelerate.utils import DistributedType
 from peft import LoraConfig
 from safetensors.torch import load_file
 
+from tests.distributed.launch import ROOT
 from tests.distributed.two_processes import DATA, GENTLE
 from tests.fixtures.trainers import make_focus_trainer
-
-
-ROOT = Path(__file__).parents[2]
 
 
 def use_fsdp2():

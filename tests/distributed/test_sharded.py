@@ -1,13 +1,10 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
-from tests.distributed.sharded import ROOT, run
+from tests.distributed.launch import launch
+from tests.distributed.sharded import run
 from tests.fixtures.pipelines import PIPELINES
 
 
@@ -17,16 +14,7 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
     whole = run(folder / "one")
     PIPELINES["flux2_klein"]().save_pretrained(folder / "base")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    result = subprocess.run(
-        [*launch, "tests.distributed.sharded", str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert result.returncode == 0, result.stderr[-5000:]
+    launch("tests.distributed.sharded", folder, 2)
     return whole, torch.load(folder / "found-0.pt"), torch.load(folder / "found-1.pt")
 
 

@@ -1,17 +1,10 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from tests.distributed.launch import launch
 from tests.distributed.two_processes import elastic
-
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -19,17 +12,8 @@ def found(tmp_path_factory):
     """Findings of two processes (by rank), and of one."""
     folder = tmp_path_factory.mktemp("processes")
     one = elastic(folder / "of-one")  # its checkpoints are what two processes go on with
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    for command in (launch, [sys.executable, "-m"]):
-        result = subprocess.run(
-            [*command, "tests.distributed.two_processes", str(folder)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=280,
-        )
-        assert result.returncode == 0, result.stderr[-5000:]
+    for processes in (2, 1):
+        launch("tests.distributed.two_processes", folder, processes)
     found = {name: torch.load(folder / f"found-{name}.pt") for name in ("2-0", "2-1", "1-0")}
     found["1-0"]["straight"] = one
     return found

@@ -42,7 +42,7 @@ def collator_of(family, resolution=64, **kwargs):
 
 def encoded_rows(family, pairs, collator, variants=1):
     rows = prepare_preferences(pairs, collator.layout_rule)
-    return encode_once(rows, family, collator, variants, PartialState())
+    return encode_once(rows, family, encoder_identity(family), collator, variants, PartialState())
 
 
 def encoded_collator(family, collator):
@@ -302,6 +302,12 @@ def test_precomputed_reference_errors_are_those_of_a_step(tmp_path, monkeypatch,
     monkeypatch.setattr(other, "_reference_error", None)
     with pytest.raises(TypeError):
         other.get_train_dataloader()  # not found
+    pipeline = PIPELINES["flux2_klein"]()
+    pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, shift=5.0)
+    shifted = make_trainer(trainer_class, tmp_path / "shifted", pipeline=pipeline, precompute_ref_errors=2, **settings)
+    monkeypatch.setattr(shifted, "_reference_error", None)
+    with pytest.raises(TypeError):
+        shifted.get_train_dataloader()
 
 
 def test_precomputed_errors_need_encoded_rows(tmp_path):

@@ -10,39 +10,32 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import DynamoBackend, set_seed
 from diffusers import DiffusionPipeline
-from diffusers.training_utils import free_memory
 from peft import LoraConfig
-from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.utils import logging
 
 from .._compat import _BaseTrainer, disable_dropout_in_model
 from ..callbacks import PreferenceCollapseCallback
 from ..callbacks.progress import closed_on_error, show_progress
-from ..data.batches import PreferenceRows, PreferenceStream
 from ..data.collator import DataCollatorForDiffusionPreference
-from ..data.encoded import EncodedCollator, EncodedRows
 from ..data.layout import LayoutRule
-from ..data.loader import preference_loader
-from ..data.preparation import PreferenceDataset, prepare_preferences
+from ..data.preparation import PreferenceDataset
 from ..hub.card import write_card
 from ..hub.encoded import fetcher
 from ..hub.lora import save_lora
 from ..losses import PreferenceTerms, mean_error, preference_loss
 from ..noise import Noised, denoising_error, draw
 from .beta_controller import GradientFactorController
-from .checks import check_arguments, each_dataset, named_dataset, warn_of_cut_prompts
+from .checks import check_arguments, each_dataset, warn_of_cut_prompts
 from .diffusion_dpo_config import DiffusionDPOConfig
-from .encoding import encode_once
+from .feeding import FeedMixin
 from .finite import FiniteAlarm
 from .metrics import DeviceMeans
 from .pipeline import load_pipeline, load_reference
 from .policy import REFERENCE, add_frozen_copy, as_reference, check_lora, make_policy
 from .pushing import PushMixin
-from .reference_errors import add_reference_errors
 from .resume import STATE_NAME, find_checkpoint, restore, update_size
 
 
@@ -69,7 +62,7 @@ class CellWeights(NamedTuple):
     parts: dict[str, torch.Tensor] = {}
 
 
-class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
+class DiffusionDPOTrainer(FeedMixin, PushMixin, _BaseTrainer):
     """
     Trainer for Direct Preference Optimization of diffusion models, as in [Diffusion Model Alignment Using Direct
     Preference Optimization](https://huggingface.co/papers/2311.12908). It trains a LoRA on pairs of images.
@@ -216,21 +209,8 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
             callbacks = [*callbacks, PreferenceCollapseCallback()]
         if args.torch_compile:
             denoiser.compile_repeated_blocks(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
-        # The encoders come to the device before the denoiser does, and, unless they have to stay, leave it
-        for module in self.family.encoders:
-            module.requires_grad_(False).eval()
-        train_dataset, _ = each_dataset(partial(self._encoded, collator=data_collator), train_dataset, None)
-        _, eval_dataset = each_dataset(partial(self._encoded, collator=self.eval_collator), None, eval_dataset)
-        parts = [train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])]
-        if not all(isinstance(part, EncodedRows | None) for part in parts):
-            if args.precompute_ref_errors:
-                raise ValueError(
-                    "`precompute_ref_errors` is for rows that are encoded once: it does not go with streams, nor with a "
-                    "`data_collator` of your own. Set it to 0."
-                )
-            self._move_encoders(args.device)
-        else:
-            self._move_encoders(torch.device("cpu"))
+        # Before the denoiser comes to the device
+        train_dataset, eval_dataset = self._encode_datasets(train_dataset, eval_dataset, data_collator)
         super().__init__(
             model=policy,
             args=args,
@@ -265,132 +245,18 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
         """Beta in force: the configured one, or where the controller moved it."""
         return self.args.beta if self.beta_controller is None else self.beta_controller.beta
 
-    # ---- Data ----
-
-    def _prepare_dataset(self, dataset: PreferenceDataset) -> PreferenceRows | PreferenceStream:
-        return prepare_preferences(dataset, self.layout_rule, self.args.ties, self.args.dataset_num_proc)
-
-    def _encoded(
-        self, dataset: PreferenceRows | PreferenceStream, collator: Callable
-    ) -> PreferenceRows | PreferenceStream:
-        """Rows with latents, as the collator sees them; a stream as it is."""
-        if not self.encode_once or not isinstance(dataset, PreferenceRows):
-            return dataset
-        with self._encoders_at_work():
-            return encode_once(
-                dataset, self.family, collator, self.args.encode_variants, PartialState(), self.fetch_encoded
-            )
-
-    def _move_encoders(self, device: torch.device):
-        for module in self.family.encoders:
-            if (
-                module.device != device and getattr(module, "hf_quantizer", None) is None
-            ):  # these stay where they were loaded
-                module.to(device)
-
-    @contextmanager
-    def _encoders_at_work(self):
-        """Within it the encoders are on the device."""
-        were_away = any(module.device != self.args.device for module in self.family.encoders)
-        self._move_encoders(self.args.device)
-        try:
-            yield
-        finally:
-            if were_away:
-                self._move_encoders(torch.device("cpu"))
-                free_memory()
-
-    def _collator(self, dataset: PreferenceRows | PreferenceStream, train: bool) -> Callable:
-        collator = self.data_collator if train else self.eval_collator
-        if isinstance(dataset, EncodedRows):
-            return EncodedCollator(**vars(collator), stack=self.family.stack_prompts)
-        return collator
-
-    def _precompute(self, dataset: PreferenceRows | PreferenceStream, draws: int, train: bool):
-        if draws and isinstance(dataset, EncodedRows) and dataset.ref_errors is None:
-            batch_size = self._train_batch_size if train else self.args.eval_batch_size
-            add_reference_errors(self, dataset, self._collator(dataset, train), draws, batch_size)
-
-    def _loader(self, dataset: PreferenceRows | PreferenceStream, batch_size: int, train: bool) -> DataLoader:
-        if (
-            isinstance(dataset, EncodedRows)
-            and train
-            and type(self.data_collator) is not DataCollatorForDiffusionPreference
-        ):
-            dataset = dataset.source  # one that was set since sees pixels, as one that was given
-            self._move_encoders(self.args.device)
-        return preference_loader(
-            dataset, batch_size, self._collator(dataset, train), self.args, self.accelerator, train
-        )
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Batches of one layout each, the same number for every process."""
-        self._precompute(self.train_dataset, self.args.precompute_ref_errors, train=True)
-        loader = self._loader(self.train_dataset, self._train_batch_size, train=True)
-        if isinstance(self.train_dataset, PreferenceRows) and len(loader) == 0:
-            raise ValueError(
-                f"`train_dataset` has no full batch of {self._train_batch_size} pairs of one layout, and "
-                "`dataloader_drop_last` leaves out the others. Lower `per_device_train_batch_size`, or leave it off."
-            )
-        return loader
-
-    def get_eval_dataloader(self, eval_dataset: PreferenceDataset | str | None = None) -> DataLoader:
-        """Batches of one layout each, of the evaluation set, of one of its parts by name, or of a given dataset."""
-        if eval_dataset is None:
-            eval_dataset = self.eval_dataset
-        elif isinstance(eval_dataset, str):
-            named = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
-            if eval_dataset not in named:
-                raise ValueError(
-                    f"`eval_dataset` has no part {eval_dataset!r}; it has {[*named] or 'no named parts'}."
-                )
-            eval_dataset = named[eval_dataset]
-        if eval_dataset is None:
-            raise ValueError("Evaluation needs an `eval_dataset`: give one to the trainer, or to `evaluate`.")
-        if not isinstance(eval_dataset, PreferenceRows | PreferenceStream):
-            eval_dataset = named_dataset("eval_dataset", self._prepare_dataset, eval_dataset)
-            eval_dataset = self._encoded(eval_dataset, self.eval_collator)
-        if not isinstance(eval_dataset, EncodedRows):
-            self._move_encoders(self.args.device)  # where each step needs them
-        self._precompute(eval_dataset, min(self.args.precompute_ref_errors, 1), train=False)  # its noise never changes
-        return self._loader(eval_dataset, self.args.eval_batch_size, train=False)
-
-    def get_test_dataloader(self, test_dataset: PreferenceDataset) -> DataLoader:
-        """Batches of one layout each, as in evaluation."""
-        return self.get_eval_dataloader(test_dataset)
+    # ---- Loss ----
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
         """Number of pairs of one update, over its batches and all processes."""
         pairs = sum(batch["counts"].sum() for batch in batch_samples)
         return self.accelerator.reduce(torch.as_tensor(pairs, device=device), reduction="sum")
 
-    # ---- Loss ----
-
     def _autocast(self) -> AbstractContextManager:
         # Inputs stay fp32, so that noise levels reach the denoiser's embedding unrounded
         mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
         dtype = mixed or self._denoiser_dtype
         return nullcontext() if dtype == torch.float32 else torch.autocast(self.accelerator.device.type, dtype)
-
-    @torch.no_grad()
-    def _encode(self, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], list[torch.Tensor]]:
-        """Clean latents of the 2B images (chosen first), and what conditions them; encoded, unless they are already."""
-        images, references = torch.cat([batch["chosen"], batch["rejected"]]), batch["references"]
-        if (prompt := batch.get("conditions")) is None:
-            images, *references = (self.family.encode_pixels(pixels) for pixels in (images, *references))
-            prompt = self.family.encode_prompt(batch["prompt"], batch["prompt_references"])
-        prompt = {
-            name: value * 2 if isinstance(value, list) else torch.cat([value] * 2) for name, value in prompt.items()
-        }
-        return images.float(), prompt, [torch.cat([latents.float()] * 2) for latents in references]
-
-    def pixels(self, batch: dict[str, Any]) -> torch.Tensor:
-        """The 2B images of a batch of training (chosen first), uint8 of shape `(2B, 3, H, W)`."""
-        if "conditions" not in batch:
-            return torch.cat([batch["chosen"], batch["rejected"]])
-        keys = zip(batch["row"], batch["epoch"], strict=True)
-        pairs = [self.train_dataset.picture(*key, self.data_collator) for key in keys]
-        return torch.stack(pairs, dim=1).flatten(0, 1)
 
     def _noise(self, x_BCHW: torch.Tensor, seeds: list[int]) -> Noised:
         """Noises both images of a pair with one noise and one level."""
@@ -503,10 +369,6 @@ class DiffusionDPOTrainer(PushMixin, _BaseTrainer):
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
         return (loss, {"loss": loss_B, "rewards": terms.inside_B}) if return_outputs else loss
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Batches come on the device. The base would cast them with DeepSpeed, and the reference's errors must stay exact."""
-        return inputs
 
     @property
     def _means(self) -> DeviceMeans:

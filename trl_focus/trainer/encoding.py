@@ -55,6 +55,7 @@ def encode_row(family: Family, collator: DataCollatorForDiffusionPreference, row
 def encode_once(
     rows: PreferenceRows,
     family: Family,
+    encoders: str,
     collator: DataCollatorForDiffusionPreference,
     variants: int,
     processes: PartialState,
@@ -69,6 +70,8 @@ def encode_once(
             Checked pairs.
         family ([`Family`]):
             Its encoders must be where they are to work.
+        encoders (`str`):
+            What [`encoder_identity`] says of them.
         collator ([`DataCollatorForDiffusionPreference`]):
             Says how images are sized, cropped and flipped.
         variants (`int`):
@@ -103,7 +106,6 @@ def encode_once(
         value = family.encode_prompt([texts[index]])
         return {"encoded": pack(value), "signature": _signature(family, value)}
 
-    encoders = encoder_identity(family)
     identity = Hasher.hash([encoders, _collator_identity(collator), variants, rows.details is not None])
     keys = [f"{content} {row if is_random else ''}" for content, row in zip(rows.contents, rows.rows, strict=True)]
     pairs = CachedTable("pairs", identity, [key for key in keys for _ in range(variants)], row_at, _FEATURES, fetch)
@@ -166,7 +168,7 @@ def module_identity(module: torch.nn.Module, counts: Callable[[str], bool] = lam
 def encoder_identity(family: Family) -> str:
     """A hash of what latents and conditions depend on beside the data: encoders, their settings, and code."""
     parts = [
-        [*_saved(part)]
+        [*saved(part)]
         for name, part in sorted(family.pipeline.components.items())
         if hasattr(part, "save_pretrained") and not isinstance(part, torch.nn.Module) and "scheduler" not in name
     ]
@@ -175,8 +177,8 @@ def encoder_identity(family: Family) -> str:
     return Hasher.hash([[module_identity(module) for module in family.encoders], parts, settings, versions])
 
 
-def _saved(part) -> Iterator[tuple[str, bytes]]:
-    """What a tokenizer or a processor saves, less what its last call left behind."""
+def saved(part) -> Iterator[tuple[str, bytes]]:
+    """What a tokenizer, a processor or a scheduler saves, less what its last call left behind."""
     with tempfile.TemporaryDirectory() as folder:
         part.save_pretrained(folder)
         for path in sorted(Path(folder).rglob("*")):
@@ -193,7 +195,7 @@ def _saved(part) -> Iterator[tuple[str, bytes]]:
 def _code() -> str:
     """A hash of the code that encodes."""
     root = Path(__file__).parent.parent
-    sources = [*root.glob("families/*.py"), *root.glob("data/*.py"), Path(__file__)]
+    sources = [*root.glob("families/*.py"), *root.glob("data/*.py"), Path(__file__), root / "noise.py"]
     return Hasher.hash([path.read_bytes() for path in sorted(sources)])
 
 

@@ -12,7 +12,7 @@ from datasets.fingerprint import Hasher
 from ..data.batches import RowKey
 from ..data.cached_table import CachedTable
 from ..data.encoded import EncodedCollator, EncodedRows, pack
-from .encoding import module_identity
+from .encoding import module_identity, saved
 from .policy import REFERENCE
 
 
@@ -66,6 +66,7 @@ def add_reference_errors(
     identity = [
         *(rows.identity, draws, collator.seed, collator.caption_dropout, noise, trainer.family.guidance_scale),
         *(trainer.accelerator.device.type, trainer.accelerator.mixed_precision, args.reference_positions),
+        [*saved(trainer.pipeline.scheduler)],  # its levels are those of the noise
         _reference_identity(trainer),
     ]
     keys = [f"{content} {row}" for content, row in zip(rows.contents, rows.rows, strict=True)]
