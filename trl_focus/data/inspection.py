@@ -12,7 +12,7 @@ import datasets
 from .layout import LayoutRule
 from .rows import inspect_row
 from .schema import COLUMNS, check_columns, listed
-from .validation import TIE, as_record, forget_reports, row_reports
+from .validation import TIE, as_record, row_reports
 
 
 class Inspection(NamedTuple):
@@ -65,10 +65,7 @@ def inspect_dataset(
         records = [as_record(inspect_row(row), number) for number, row in enumerate(stream)]
     else:
         dataset = dataset if rows is None else dataset.select(range(min(rows, len(dataset))))
-        reports = row_reports(dataset, num_proc)
-        records = reports.to_list()
-        if any(record["problems"] for record in records):
-            forget_reports(reports)
+        records = row_reports(dataset, num_proc).to_list()
     rule = LayoutRule(resolution, 16, stretch=crop == "none")
     problems, sizes = [], Counter()
     for record in records:

@@ -5,7 +5,6 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Literal
 
 import datasets
@@ -141,16 +140,6 @@ def _state_of_files(dataset: datasets.Dataset) -> str:
     return Hasher.hash(states)
 
 
-def forget_reports(reports: datasets.Dataset):
-    """
-    Takes reports of problems out of the cache. An image file that is repaired in place leaves the fingerprint as it is:
-    the cached report would name it forever.
-    """
-    for file in reports.cache_files:
-        with suppress(OSError):
-            Path(file["filename"]).unlink()
-
-
 def validate_dataset(
     dataset: datasets.Dataset, ties: Literal["error", "drop"] = "error", num_proc: int | None = None
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
@@ -190,7 +179,6 @@ def validate_dataset(
     if ties == "error":
         problems = sorted(problems + [(row, TIE) for row in tied], key=lambda problem: problem[0])
     if problems:
-        forget_reports(reports)
         raise _problem_error(problems)
 
     reports = reports.remove_columns(["problems", "tie"])
