@@ -18,7 +18,7 @@ from tests.fixtures.pipelines import PIPELINES, PROMPT_KWARGS
 from tests.fixtures.trainers import make_focus_trainer
 from tests.hub.conftest import TOKEN
 from trl_focus import LogFocusMapsCallback
-from trl_focus.hub.upload import EXCLUDED, HubUploads, upload_command
+from trl_focus.hub.upload import EXCLUDED, HubUploads, run_files, upload_command
 
 
 REPO = "alice/lora"
@@ -248,6 +248,21 @@ def test_files_are_pushed_as_they_were(hub, monkeypatch, uploads):
     gate.set()
     assert pushed.result()
     assert hub.model(REPO).files() == {"README.md": b"0", "checkpoint-1/0.pt": b"0"}
+
+
+def test_folders_that_vanish_meanwhile_are_left_out(tmp_path, monkeypatch):
+    for path in ("_push/1/pytorch_lora_weights.safetensors", "samples/step-1.png", "README.md"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    scandir = os.scandir
+
+    def vanishing(folder):
+        if os.fspath(folder) != os.fspath(tmp_path):
+            raise FileNotFoundError(folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert run_files(tmp_path) == {"README.md": tmp_path / "README.md"}
 
 
 @pytest.mark.parametrize("always", [False, True])

@@ -42,8 +42,15 @@ def checkpoint_files(checkpoint: Path, name: str) -> dict[str, Path]:
 
 
 def _files(folder: Path, excluded: tuple[str, ...]) -> dict[str, Path]:
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {path: file for path, file in files.items() if not any(fnmatch(path, pattern) for pattern in excluded)}
+    def kept(path: Path) -> bool:
+        return not any(fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in excluded)
+
+    found = []
+    # `os.walk` goes past folders that vanish, as what is staged in this one does when a push in the background ends
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if kept(Path(parent, name))]
+        found += [path for name in names if kept(path := Path(parent, name)) and path.is_file()]
+    return {path.relative_to(folder).as_posix(): path for path in sorted(found)}
 
 
 def upload_command(
