@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from tests.fixtures.embedders import save_clip, save_dino, save_dinov2
 from tests.fixtures.pairs import random_image
 from tests.fixtures.pipelines import PIPELINES, PROMPT_KWARGS
+from tests.fixtures.seeing import save_detector, save_matcher, save_segmenter
 from trl_focus.cli import main
 from trl_focus.evaluation import drawing
 from trl_focus.hub.lora import save_lora
@@ -130,6 +131,31 @@ def test_images_of_another_tool(folder, models, capsys):
     assert "row 2: the image of theirs can't be used" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("seeing")
+    return {
+        "detector": save_detector(folder / "owlv2"),
+        "segmenter": save_segmenter(folder / "sam"),
+        "matcher": save_matcher(folder / "dinov2"),
+    }
+
+
+def test_subjects_are_found_by_their_references(folder, models, seeing, capsys):
+    (folder / "theirs").mkdir()
+    for row in (0, 2):
+        random_image(np.random.default_rng(row)).save(folder / "theirs" / f"{row}_0.png")
+    options = {**models, **seeing, "images": f"theirs={folder}/theirs", "find": "reference", "confidence": 0}
+    assert main(arguments(folder, **options)) == 0
+    report = json.loads((folder / "out" / "report.json").read_text())
+    means = report["means"]["theirs"]
+    assert means["instances/identity"]["n"] == means["instances/found"]["n"] == 2  # row 0 has no boxes
+    assert seeing["matcher"] in (folder / "out" / "report.md").read_text()
+    capsys.readouterr()
+    assert main(arguments(folder, **{**options, "confidence": 0.9})) == 2
+    assert "holds a run of other settings: confidence" in capsys.readouterr().err
+
+
 def test_nothing_is_left(folder, models, capsys):
     (folder / "theirs").mkdir()
     assert main(arguments(folder, **models, images=f"theirs={folder}/theirs")) == 2
@@ -144,12 +170,17 @@ def test_nothing_is_left(folder, models, capsys):
         ({"images": "a=no-folder"}, "no-folder is no folder"),
         ({"model": "a", "images": "base=."}, "two systems have one name"),
         ({"images": "a=.", "dino": "no-model"}, "the model no-model can't be loaded: "),
+        ({"images": "a=.", "overlap": "0.1"}, "`--overlap`: without `--find`, no subjects are searched"),
+        ({"images": "a=.", "find": "name", "confidence": "2"}, "`confidence` is 2.0: it lies between 0 and 1"),
+        ({"images": "a=.", "find": "name"}, "the benchmark has none: give it `subjects`, or `--find reference`"),
+        ({"images": "a=.", "find": "reference", "matcher": "no-model"}, "the matcher no-model can't be loaded"),
         ({"model": "{model}", "call": '{"hight": 64}'}, "`--call` holds hight; Flux2KleinPipeline can be called with"),
     ],
     ids=str,
 )
-def test_what_can_not_be_used(options, message, folder, models, pipeline, capsys, monkeypatch):
+def test_what_can_not_be_used(options, message, folder, models, pipeline, seeing, capsys, monkeypatch):
     monkeypatch.chdir(folder)
+    models = models | ({"segmenter": seeing["segmenter"]} if "find" in options else {})
     options = models | {name: value.replace("{model}", pipeline["model"]) for name, value in options.items()}
     assert main(arguments(folder, **options)) == 2
     assert message in capsys.readouterr().err

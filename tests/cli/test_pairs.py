@@ -11,6 +11,7 @@ import pytest
 from tests.fixtures.embedders import save_clip, save_dino, save_dinov2
 from tests.fixtures.pairs import dataset_of, make_pairs
 from tests.fixtures.pipelines import PIPELINES, PROMPT_KWARGS
+from tests.fixtures.seeing import save_detector, save_segmenter
 from trl_focus.cli import main
 
 
@@ -124,6 +125,9 @@ def test_no_pair(folder, models, capsys):
             "`--weights` has beauty; there are instances/identity",
         ),
         ("corrupt", {"split": "none"}, "no split 'none'"),
+        ("corrupt", {"find": "name"}, "draws nothing to search in: leave `--find` out"),
+        ("target", {"model": "a", "missing": "absent"}, "`--missing`: without `--find`, no subjects are searched"),
+        ("target", {"model": "a", "weights": '{"instances/found": 1}'}, "and nothing finds them: set `--find`"),
     ],
 )
 def test_what_can_not_be_used(mode, options, message, folder, capsys):
@@ -138,10 +142,28 @@ def test_parts(part, folder, capsys):
     assert exit.value.code == 2 and "NUMBER/OF" in capsys.readouterr().err
 
 
-def test_score_that_nobody_gives(folder, models, capsys):
-    """Nobody has said where the subjects are."""
-    assert main(arguments("best-worst", folder, **models, weights='{"instances/identity": 1}', n_samples=2)) == 2
-    assert "row 0: an image has no score instances/identity; it has identity, collapse/0.4" in flat(capsys)
+def test_subjects_are_found_by_their_names(folder, models, tmp_path, capsys, monkeypatch):
+    seeing = {"detector": save_detector(tmp_path / "owl"), "segmenter": save_segmenter(tmp_path / "sam")}
+    options = {**models, **seeing, "find": "name", "confidence": 0, "margin": 0, "n_samples": 2}
+    assert main(arguments("best-worst", folder, **options)) == 0
+    said = flat(capsys)
+    # The tiny detector sees all subjects in one place: nobody is sure of them
+    assert "3 of the pairs have no masks: not all of their subjects were found for sure." in said
+    assert "--focus_prior similarity" in said
+    for pair in pairs_of(folder):
+        assert pair["chosen_masks"] is None
+        scores = json.loads(pair["provenance"])["scores"]
+        assert pair["margin"] == pytest.approx(
+            scores["chosen"]["instances/identity"] - scores["rejected"]["instances/identity"], abs=1e-6
+        )
+    assert main(arguments("best-worst", folder, **options, overlap=0.1)) == 2
+    assert "holds a run of other settings: overlap" in flat(capsys)
+
+    datasets.load_from_disk(folder / "data").remove_columns("subjects").save_to_disk(folder / "nameless")
+    assert (
+        main(["pairs", "best-worst", str(folder / "nameless"), *arguments("best-worst", folder, **options)[3:]]) == 2
+    )
+    assert "the dataset has no column `subjects`: add it, or set `--find reference`" in flat(capsys)
 
 
 def test_unreadable_image_of_a_reference(tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 from argparse import ArgumentTypeError
 
-from . import pipelines
+from . import finding, pipelines
 from .arguments import count
 
 
@@ -44,6 +44,7 @@ def add_parser(subparsers):
     parser.add_argument(
         "--identity_model", metavar="MODEL", help="of identity and collapse (default: facebook/dinov2-base)"
     )
+    finding.add_find(parser)
     return parser
 
 
@@ -74,7 +75,7 @@ def run(args) -> int:
         raise InputError(f"{missing[0]} is no folder: `--images` takes NAME=FOLDER")
 
     from ..data.schema import listed
-    from ..evaluation import measure, published_scorer, read_benchmark, subject_scorer, write_report
+    from ..evaluation import asked_boxes, measure, published_scorer, read_benchmark, subject_scorer, write_report
     from ..evaluation.embedders import CLIP, DINO, DINOV2, Embedder
     from ..evaluation.files import keep_settings
 
@@ -92,12 +93,22 @@ def run(args) -> int:
             "seed": args.seed,
             **{name: getattr(args, name) for name in ("model", "lora", "call", "model_init_kwargs", "root")},
             **models,
+            **finding.told(args),
         }
         keep_settings(output_dir, settings)
         # Before hours of drawing. On the GPU they are when they are used
         dino, clip, identity = (Embedder(name) for name in models.values())
         if not clip.reads_text:
             raise InputError(f"{clip.name} reads no text: give a CLIP model, as `--clip`")
+        find = asked_boxes
+        if args.find:
+            from ..masks.finding import nameless, subject_finder
+
+            if args.find == "name" and all(map(nameless, benchmark.items)):
+                raise InputError(
+                    "subjects are searched by name, and the benchmark has none: give it `subjects`, or `--find reference`"
+                )
+            find = subject_finder(finding.settings(args, args.find))
     if benchmark.unread:
         console.print(f"[yellow]warning:[/] fields that are not read: {escape(listed(benchmark.unread))}")
     problems = benchmark.problems + _draw(args, benchmark.items, drawn)
@@ -107,6 +118,7 @@ def run(args) -> int:
         [published_scorer(dino.images, clip.images, clip.texts), subject_scorer(identity.images)],
         output_dir,
         args.n_images,
+        find,
     )
     # An image that its row's pipeline refused is not missing besides
     refused = {row for row, _ in problems}

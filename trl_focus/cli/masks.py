@@ -1,5 +1,6 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
+from . import finding
 from .arguments import add_dataset, count
 
 
@@ -14,26 +15,7 @@ def add_parser(subparsers):
     parser.add_argument("dataset", help="id on the Hub, or a folder")
     parser.add_argument("output", help="folder to write to, which must not be there yet")
     parser.add_argument("--by", choices=("name", "reference"), default="name", help="search by (default: name)")
-    parser.add_argument(
-        "--confidence",
-        type=float,
-        help="in [0, 1]: below it, a subject counts as not found (default: 0.2 by name, 0.5 by reference)",
-    )
-    parser.add_argument(
-        "--missing",
-        choices=("aside", "absent"),
-        default="aside",
-        help="what a subject makes that is not found in chosen or rejected: its row is set aside, or it is absent there "
-        "(default: aside)",
-    )
-    parser.add_argument(
-        "--overlap", type=float, default=0.5, help="share of a mask that another may cover (default: 0.5)"
-    )
-    parser.add_argument(
-        "--detector", metavar="MODEL", help="names to boxes (default: google/owlv2-base-patch16-ensemble)"
-    )
-    parser.add_argument("--segmenter", metavar="MODEL", help="boxes to masks (default: facebook/sam-vit-base)")
-    parser.add_argument("--matcher", metavar="MODEL", help="references to boxes (default: facebook/dinov2-base)")
+    finding.add_arguments(parser)
     parser.add_argument("--batch_size", type=count, default=8, help="images at a time (default: 8)")
     add_dataset(parser)
     return parser
@@ -49,7 +31,7 @@ def run(args) -> int:
 
     from ..data.loading import load_preferences
     from ..errors import InputError, refusals
-    from ..masks import MaskSettings, add_masks
+    from ..masks import add_masks
     from ..masks.sheet import write_sheets
 
     if not sys.stderr.isatty():
@@ -57,8 +39,7 @@ def run(args) -> int:
     output = Path(args.output)
     if output.exists():
         raise InputError(f"{output} is there already: name a folder that is not, or remove it")
-    models = {name: value for name in ("detector", "segmenter", "matcher") if (value := getattr(args, name))}
-    settings = MaskSettings(args.by, args.confidence, args.missing, args.overlap, **models)
+    settings = finding.settings(args, args.by)
     with refusals():
         dataset = load_preferences(args.dataset, args.config, args.split, args.revision, columns=args.columns)
         dataset = dataset if args.rows is None else dataset.select(range(min(args.rows, len(dataset))))

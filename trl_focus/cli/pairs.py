@@ -2,7 +2,7 @@
 
 from argparse import ArgumentTypeError
 
-from . import pipelines
+from . import finding, pipelines
 from .arguments import count, mapping
 
 
@@ -36,9 +36,9 @@ def add_parser(subparsers):
     parser.add_argument(
         "--weights",
         type=mapping,
-        default={"identity": 1.0},
         metavar="JSON",
-        help='weights of the scores by which images are compared, as in {"identity": 1, "clip_t": 0.5} (default: identity alone)',
+        help='weights of the scores by which images are compared, as in {"identity": 1, "clip_t": 0.5} (default: identity '
+        "alone, of each subject where `--find` is given)",
     )
     parser.add_argument("--margin", type=float, default=0.05, help="least difference of such sums (default: 0.05)")
     parser.add_argument("--dino", metavar="MODEL", help="of scores dino/... (default: facebook/dino-vits16)")
@@ -46,6 +46,7 @@ def add_parser(subparsers):
         "--clip", metavar="MODEL", help="of clip_t and clip_i/... (default: openai/clip-vit-base-patch32)"
     )
     parser.add_argument("--identity_model", metavar="MODEL", help="of the others (default: facebook/dinov2-base)")
+    finding.add_find(parser)
     parser.add_argument(
         "--kinds",
         nargs="+",
@@ -60,6 +61,7 @@ def run(args) -> int:
     import sys
     from pathlib import Path
 
+    import pyarrow.dataset
     from datasets import disable_progress_bars
     from rich.console import Console
     from rich.markup import escape
@@ -69,12 +71,17 @@ def run(args) -> int:
     if not sys.stderr.isatty():
         disable_progress_bars()
 
+    searched = finding.told(args)
+    if args.mode == "corrupt" and args.find:
+        raise InputError("corrupt spoils subjects by their masks, and draws nothing to search in: leave `--find` out")
     if args.mode != "corrupt" and not args.model:
         raise InputError(f"{args.mode} draws images: give a pipeline, as `--model`")
     if args.lora and not args.model:
         raise InputError("`--lora` is loaded into a pipeline: give it, as `--model`")
     if args.mode == "best-worst" and args.n_samples < 2:
         raise InputError("the best against the worst are of two images at least: set `--n_samples`")
+    if args.weights is None:
+        args.weights = {"instances/identity" if args.find else "identity": 1.0}
     if not args.weights or not all(isinstance(value, int | float) for value in args.weights.values()):
         raise InputError("`--weights` are a number for each score that counts, and one at least")
 
@@ -85,6 +92,10 @@ def run(args) -> int:
 
     if unknown := [name for name in args.weights if name not in NAMES]:
         raise InputError(f"`--weights` has {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    if not args.find and (apart := [name for name in args.weights if name.startswith("instances/")]):
+        raise InputError(
+            f"`--weights` has {apart[0]}, of subjects that are cut out, and nothing finds them: set `--find`"
+        )
     kinds = tuple(args.kinds or CORRUPTIONS)
     if unknown := [kind for kind in kinds if kind not in CORRUPTIONS]:
         raise InputError(f"`--kinds` has {', '.join(unknown)}; there are {', '.join(CORRUPTIONS)}")
@@ -92,6 +103,10 @@ def run(args) -> int:
         dataset = load_preferences(args.dataset, args.config, args.split, args.revision)
         if args.rows is not None:
             dataset = dataset.select(range(min(args.rows, len(dataset))))
+        if args.find == "name" and "subjects" not in dataset.column_names:
+            raise InputError(
+                "subjects are searched by name, and the dataset has no column `subjects`: add it, or set `--find reference`"
+            )
         names = ("mode", "dataset", "config", "split", "revision", "rows", "seed", "block_size")
         drawn = (
             "model",
@@ -106,7 +121,9 @@ def run(args) -> int:
             "identity_model",
         )
         settings = {name: getattr(args, name) for name in names}
-        settings |= {"kinds": kinds} if args.mode == "corrupt" else {name: getattr(args, name) for name in drawn}
+        settings |= (
+            {"kinds": kinds} if args.mode == "corrupt" else {name: getattr(args, name) for name in drawn} | searched
+        )
         keep_settings(args.output_dir, settings)
         make, seeds_per_row = _maker(args, kinds)
     about = {} if args.mode == "corrupt" else {"model": args.model, "lora": args.lora, "weights": args.weights}
@@ -125,8 +142,11 @@ def run(args) -> int:
     if not made.pairs:
         console.print("There is no pair to train on.")
         return 2
-    masks = "" if args.mode == "corrupt" else " --focus_prior similarity"  # nobody has said where the subjects are
     folder = Path(args.output_dir) / "pairs"
+    unmasked = pyarrow.dataset.dataset(folder).count_rows(filter=pyarrow.dataset.field("chosen_masks").is_null())
+    if args.find and unmasked:
+        console.print(f"{unmasked} of the pairs have no masks: not all of their subjects were found for sure.")
+    masks = " --focus_prior similarity" if unmasked else ""
     console.print(f"To train on them: trl-focus train focus --dataset_name {folder}{masks} ...", soft_wrap=True)
     return 0
 
@@ -150,6 +170,11 @@ def _maker(args, kinds: tuple[str, ...]):
         scorers.append(published_scorer(Embedder(args.dino or DINO).images, clip.images, clip.texts))
     if len(published) < len(args.weights):
         scorers.append(subject_scorer(Embedder(args.identity_model or DINOV2).images))
+    find = asked_boxes
+    if args.find:
+        from ..masks import subject_finder
+
+        find = subject_finder(finding.settings(args, args.find))
     pipeline = pipelines.load(args, args.output_dir)
     if args.lora:
         pipeline.load_lora_weights(args.lora)
@@ -158,4 +183,4 @@ def _maker(args, kinds: tuple[str, ...]):
         return draw_image(pipeline, item, seed, **args.call)
 
     way = best_and_worst if args.mode == "best-worst" else target_and_sample
-    return way(draw, weighted_judge(scorers, args.weights, asked_boxes), args.n_samples, args.margin), args.n_samples
+    return way(draw, weighted_judge(scorers, args.weights, find), args.n_samples, args.margin), args.n_samples

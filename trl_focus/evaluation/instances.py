@@ -30,11 +30,14 @@ class Instance(NamedTuple):
         subject (`int`, *optional*):
             Index of the subject that it stands for, where that is known. Of one image it is known of all or of none: then
             they are assigned by similarity.
+        doubt (`str`, *optional*):
+            Why it can't be relied on. It is measured nevertheless, but its mask is not trained on.
     """
 
     box: tuple[int, int, int, int]
     mask: np.ndarray | None = None
     subject: int | None = None
+    doubt: str | None = None
 
 
 FindInstances = Callable[[PIL.Image.Image, Item], Sequence[Instance] | None]  # `None`: it is not known where they are
@@ -107,14 +110,14 @@ def usable(instances: Sequence[Instance], image: PIL.Image.Image, item: Item) ->
             What was asked for.
 
     Returns:
-        `tuple[list[Instance], list[str]]`: Those that are not empty, and remarks: empty ones, masks that overlap, more or
-        fewer than there are subjects.
+        `tuple[list[Instance], list[str]]`: Those that are not empty, and remarks: doubts, empty ones, masks that overlap, more
+        or fewer than there are subjects.
 
     Raises:
         ValueError: If a mask has another size than the image, or of some instances the subject is known and of others not, or
             two stand for the same.
     """
-    kept, remarks = [], []
+    kept, remarks = [], [*dict.fromkeys(instance.doubt for instance in instances if instance.doubt)]
     width, height = image.size
     for number, instance in enumerate(instances):
         if instance.mask is not None and instance.mask.shape != (height, width):

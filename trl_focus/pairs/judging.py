@@ -21,7 +21,8 @@ class Judgement(NamedTuple):
         scores (`dict[str, float]`):
             All scores that are finite.
         masks (`list[np.ndarray | None]`, *optional*):
-            Mask of each subject in the image, where what finds subjects knows them; `None` where a subject is missing.
+            Mask of each subject in the image, where what finds subjects knows them and has no doubts; `None` where a subject is
+            missing.
     """
 
     total: float
@@ -61,7 +62,8 @@ def weighted_judge(scorers: Sequence[Scorer], weights: Mapping[str, float], find
         if broken := [name for name in counted if not math.isfinite(scores[name])]:
             raise ValueError(f"of an image, {broken[0]} is {scores[broken[0]]}")
         masks = None
-        if instances and all(each.subject is not None and each.mask is not None for each in instances):
+        sure = instances and not any(each.doubt for each in instances)
+        if sure and all(each.subject is not None and each.mask is not None for each in instances):
             known = {each.subject: each.mask for each in instances}
             masks = [known.get(subject) for subject in range(len(item.subjects))]
         finite = {name: float(value) for name, value in scores.items() if math.isfinite(value)}
