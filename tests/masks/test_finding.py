@@ -28,6 +28,11 @@ def item_of(*names, masks=()):
     return Item(7, "a cat and a dog", images, subjects)
 
 
+def judgement(image, settings=None):
+    find = subject_finder(settings or MaskSettings())
+    return weighted_judge([lambda *args: {"taste": 1.0}], {"taste": 1.0}, find)(image, item_of("cat", "dog"))
+
+
 def test_by_name(loaded):
     find = subject_finder(MaskSettings(detector="owl", segmenter="sam"))
     assert loaded == {"detector": "owl", "segmenter": "sam"}
@@ -47,13 +52,6 @@ def test_doubts_are_told_and_cost_the_masks(loaded):
     assert [each.subject for each in instances] == [0, 1]
     doubt = "image: 2 places may show 'dog' (confidence 0.70, 0.70), and one is searched"
     assert usable(instances, image, item_of("cat", "dog")) == (instances, [doubt])
-
-    def judgement(image, settings=None):
-        judge = weighted_judge(
-            [lambda *args: {"taste": 1.0}], {"taste": 1.0}, subject_finder(settings or MaskSettings())
-        )
-        return judge(image, item_of("cat", "dog"))
-
     assert judgement(image).masks is None
     assert all(mask.any() for mask in judgement(scene(*BOTH)).masks)
     one = scene(("cat", LEFT))
@@ -63,10 +61,15 @@ def test_doubts_are_told_and_cost_the_masks(loaded):
 
 
 def test_nothing_is_found(loaded):
-    image = scene()
-    instances = subject_finder(MaskSettings())(image, item_of("cat", "dog"))
-    assert instances == []  # which counts as lost subjects, and is not `None`: nobody knows
-    assert usable(instances, image, item_of("cat", "dog")) == ([], ["no subject found, and 2 asked for"])
+    """Which counts as lost subjects, and is not `None`: nobody knows."""
+    image, item = scene(), item_of("cat", "dog")
+    instances, remarks = usable(subject_finder(MaskSettings())(image, item), image, item)
+    assert instances == []
+    doubts = [f"image: {name!r} is not found: nothing looks like it" for name in ("cat", "dog")]
+    assert remarks == ["; ".join(doubts), "no subject found, and 2 asked for"]
+    assert judgement(image).masks is None
+    absent = MaskSettings(missing="absent")
+    assert subject_finder(absent)(image, item) == [] and judgement(image, absent).masks == [None, None]
 
 
 def test_subjects_without_names(loaded):

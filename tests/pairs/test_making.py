@@ -117,6 +117,8 @@ class TestJudge:
         judge = weighted_judge([lambda *_: {"a": 1}], {"a": 1}, lambda *_: [Instance((0, 0, 64, 64), mask, 1)])
         first, second = judge(plain("red"), item).masks
         assert first is None and second is mask
+        nothing = weighted_judge([lambda *_: {"a": 1}], {"a": 1}, lambda *_: [])
+        assert nothing(plain("red"), item).masks == [None, None]  # both are absent, which is known
 
 
 class TestBestAndWorst:

@@ -130,7 +130,8 @@ def usable(instances: Sequence[Instance], image: PIL.Image.Image, item: Item) ->
         box = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
         empty = box[0] >= box[2] or box[1] >= box[3]
         if empty or (instance.mask is not None and not (instance.mask[box[1] : box[3], box[0] : box[2]] > 0.5).any()):
-            remarks.append(f"instance {number} is empty, and left out")
+            if not instance.doubt:
+                remarks.append(f"instance {number} is empty, and left out")
         else:
             kept.append(instance._replace(box=box))
     known = [instance.subject for instance in kept if instance.subject is not None]

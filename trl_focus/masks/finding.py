@@ -45,11 +45,14 @@ def subject_finder(settings: MaskSettings) -> FindInstances:
             places = _matched(image, item, settings.matcher)
         (found,) = judge([Search(item.row, "image", "image", image, names)], [places], settings)
         doubt = "; ".join(found.doubts) or None
-        return [
+        instances = [
             Instance(mask_box(outline.mask_HW), outline.mask_HW.astype(np.float32), subject, doubt)
             for subject, outline in enumerate(found.outlines)
             if outline is not None and outline.mask_HW.any()
         ]
+        if doubt and not instances:
+            return [Instance((0, 0, 0, 0), doubt=doubt)]
+        return instances
 
     return find
 

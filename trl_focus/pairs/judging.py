@@ -21,8 +21,8 @@ class Judgement(NamedTuple):
         scores (`dict[str, float]`):
             All scores that are finite.
         masks (`list[np.ndarray | None]`, *optional*):
-            Mask of each subject in the image, where what finds subjects knows them and has no doubts; `None` where a subject is
-            missing.
+            Mask of each subject in the image, `None` where a subject is missing. Only where what finds subjects tells them all
+            apart by masks, without a doubt.
     """
 
     total: float
@@ -62,7 +62,7 @@ def weighted_judge(scorers: Sequence[Scorer], weights: Mapping[str, float], find
         if broken := [name for name in counted if not math.isfinite(scores[name])]:
             raise ValueError(f"of an image, {broken[0]} is {scores[broken[0]]}")
         masks = None
-        sure = instances and not any(each.doubt for each in instances)
+        sure = found is not None and not any(each.doubt for each in found)
         if sure and all(each.subject is not None and each.mask is not None for each in instances):
             known = {each.subject: each.mask for each in instances}
             masks = [known.get(subject) for subject in range(len(item.subjects))]
