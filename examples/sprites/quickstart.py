@@ -9,18 +9,18 @@ and mixes up its subjects is tuned with FocusDPO, and the LoRA is loaded back.
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 from rich import print
 from rich.table import Table
 
-from examples.pictures import caption, draw_training, save, sheet, show
+from examples.pictures import draw_training
 from trl_focus import FocusDPOConfig, FocusDPOTrainer, LogFocusMapsCallback
 
 from .compare import drawn_scores, means, scenes_of
 from .data import make_pairs
 from .pipeline import ENCODE_PROMPT_KWARGS, load_base
 from .sampling import draw
-from .world import SCENE, prompt_of, render
+from .sheet import draw_sheet, leaking
+from .world import SCENE
 
 
 OUTPUT = Path("outputs/quickstart")
@@ -33,23 +33,12 @@ MEASURES = {
 }
 
 
-def draw_sheet(scenes, references, drawn: dict[str, np.ndarray], path: Path):
-    """A row a scene: its references, what the base drew, what the LoRA draws, and what was asked for."""
-    figure, grid = sheet(len(scenes), ("reference 1", "reference 2", *drawn, "asked for"))
-    for i, axes in enumerate(grid):
-        caption(axes[0], prompt_of(scenes[i]))
-        pictures = [*(images[i] for images in drawn.values()), render(scenes[i])]
-        for ax, image in zip(axes, [*references[i], *map(PIL.Image.fromarray, pictures)], strict=True):
-            show(ax, image)
-    save(figure, path)
-
-
 def main():
     pairs = make_pairs("minimal", N_PAIRS)
     pipeline = load_base()
     scores = drawn_scores(pipeline, "test", N_SCENES)
     before = means(scores)
-    shown = np.flatnonzero(np.array(scores["leakage"]) > 0)[:N_SHOWN]  # scenes in which the base leaks
+    shown = leaking(scores, N_SHOWN)
     scenes, references, seeds = ([part[i] for i in shown] for part in scenes_of("test", N_SCENES, 2))
     drawn_before = draw(pipeline, scenes, references, seeds)
 
