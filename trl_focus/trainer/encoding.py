@@ -160,8 +160,12 @@ def module_identity(module: torch.nn.Module, counts: Callable[[str], bool] = lam
     settings = sorted((name, str(value)) for name, value in settings.items() if not name.startswith("_"))
     hasher.update((type(module).__name__, str(module.dtype), settings))
     for name, value in module.state_dict().items():
-        if counts(name):
-            hasher.update((name, value))
+        if not counts(name):
+            continue
+        if isinstance(value, torch.Tensor):  # a tensor itself would be printed to be hashed, which takes far longer
+            content = value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            value = str(value.dtype), tuple(value.shape), content
+        hasher.update((name, value))
     return hasher.hexdigest()
 
 
