@@ -10,6 +10,8 @@ import torch
 import torch._dynamo
 
 import trl_focus
+from benchmarks.steady_memory import LiveObjects
+from tests.fixtures.pairs import make_pairs
 from tests.fixtures.trainers import make_trainer
 from trl_focus import DiffusionDPOTrainer, FocusDPOTrainer
 
@@ -76,3 +78,18 @@ def test_nothing_waits_for_the_device_between_logs(tmp_path, monkeypatch, settin
     trainer.train()
     assert {*waits} <= {3, 6}, waits  # logs are written after an update, of which the step is then the number
     assert waits[3], "the spy sees nothing"
+
+
+def test_steps_leave_nothing_behind(tmp_path):
+    """Epochs of two steps; `benchmarks.steady_memory` looks at what the process holds over thousands of steps."""
+    alive = LiveObjects(every=8)
+    make_trainer(
+        FocusDPOTrainer,
+        tmp_path,
+        train_dataset=make_pairs(4, n_references=1),
+        max_steps=16,
+        beta=100.0,
+        callbacks=[alive],
+    ).train()
+    assert alive.tensors[0] == alive.tensors[1]
+    assert alive.objects[1] - alive.objects[0] <= 20  # transformers keeps each log
