@@ -30,6 +30,7 @@ WAYS = {
     "plain": {"encode_once": False},
     "encoded once": {},
     "encoded once, reference precomputed": {"precompute_ref_errors": 1},
+    "encoded once, channels last": {"channels_last": True},
 }
 ONLY_MEMORY = {
     "encoded once, one forward for each image": {"one_forward": False},

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch._dynamo
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+from peft import LoraConfig
 
 import trl_focus
 from benchmarks.steady_memory import LiveObjects
@@ -46,6 +48,63 @@ def test_compiled_blocks_train_alike_and_are_compiled_once(tmp_path, trainer_cla
     assert losses_of(trainer) == pytest.approx(plain, rel=1e-4)
     assert graphs == [graphs[0]] * 4 and graphs[0] > 0
     assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def gradients_of(output_dir, family: str, **settings) -> dict[str, torch.Tensor]:
+    """Gradients of a batch, where the LoRA is no longer nothing; and its loss."""
+    trainer = make_trainer(
+        output_dir=output_dir, family=family, beta=100.0, peft_config=LoraConfig(init_lora_weights=False), **settings
+    )
+    loss = trainer.compute_loss(trainer.model.train(), next(iter(trainer.get_train_dataloader())))
+    loss.backward()
+    return {"loss": loss.detach()} | {name: p.grad for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def test_attention_backends_have_the_same_gradients(tmp_path, monkeypatch):
+    plain = gradients_of(tmp_path, "flux2_klein")
+    asked, backends, name = [], _AttentionBackendRegistry._backends, AttentionBackendName._NATIVE_MATH
+    math = backends[name]
+    monkeypatch.setitem(backends, name, lambda *args, **kwargs: asked.append(1) or math(*args, **kwargs))
+    other = gradients_of(tmp_path, "flux2_klein", attention_backend="_native_math")
+    torch.testing.assert_close(other, plain, rtol=1e-3, atol=1e-5)
+    assert len(asked) > 1  # by more than the look whether it works
+    assert _AttentionBackendRegistry.get_active_backend()[0] == AttentionBackendName.NATIVE  # for other models
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        ("sdxl", {"attention_backend": "native"}, "UNet2DConditionModel always computes attention by torch's own"),
+        ("sd3", {"attention_backend": "native"}, "SD3Transformer2DModel always computes attention by torch's own"),
+        (
+            "flux2_klein",
+            {"attention_backend": "_native_cudnn"},
+            "can't train on cpu in torch.float32: .*Choose another",
+        ),
+        ("flux2_klein", {"attention_backend": "flex"}, "can't train on cpu in torch.float32: .*backward"),
+        ("flux2_klein", {"attention_backend": "sage"}, "can't train on cpu .*Please install `sageattention"),
+        ("flux2_klein", {"channels_last": True}, "Flux2Transformer2DModel has none to speak of: it is for UNets"),
+    ],
+    ids=str,
+)
+def test_what_a_model_cannot_compute_by_is_refused(tmp_path, family, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(output_dir=tmp_path, family=family, **settings)
+    assert _AttentionBackendRegistry.get_active_backend()[0] == AttentionBackendName.NATIVE
+
+
+def test_channels_last_has_the_same_gradients(tmp_path):
+    plain = gradients_of(tmp_path, "sdxl")
+    is_last = []
+
+    def look(module, args, output):
+        if isinstance(module, torch.nn.Conv2d):
+            is_last.append(output.is_contiguous(memory_format=torch.channels_last))
+
+    with torch.nn.modules.module.register_module_forward_hook(look):
+        last = gradients_of(tmp_path, "sdxl", channels_last=True)
+    torch.testing.assert_close(last, plain, rtol=1e-3, atol=1e-5)
+    assert is_last and all(is_last)
 
 
 WAITS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "nonzero")
