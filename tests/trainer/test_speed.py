@@ -107,6 +107,16 @@ def test_channels_last_has_the_same_gradients(tmp_path):
     assert is_last and all(is_last)
 
 
+def test_fused_optimizers_train_alike(tmp_path):
+    """transformers takes the fused one where torch has it on all devices, which is from 2.8 on."""
+    fused, plain = (
+        losses_of(make_trainer(output_dir=tmp_path, beta=100.0, optim=optim))
+        for optim in ("adamw_torch_fused", "adamw_torch")
+    )
+    assert fused == pytest.approx(plain, rel=1e-5)
+    assert fused[0] != fused[-1]
+
+
 WAITS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "nonzero")
 
 
