@@ -44,6 +44,7 @@ test: install
 bench: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.training_step
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.focus_overhead
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.steady_memory
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.complexity
 
 quality: install

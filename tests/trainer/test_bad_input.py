@@ -217,6 +217,14 @@ class TestModel:
         with Refused(ValueError, message, out, pipeline):
             make(pipeline, out, pairs)
 
+    @pytest.mark.parametrize("offload_type", ["leaf_level", "block_level"])
+    def test_offloaded_by_groups(self, pipeline, out, pairs, offload_type):
+        """The backward pass would read weights that are away."""
+        device = torch.device("cpu")
+        pipeline.unet.enable_group_offload(device, device, offload_type, num_blocks_per_group=1)
+        with Refused(ValueError, "is offloaded", out, pipeline):
+            make(pipeline, out, pairs)
+
     def test_arguments_that_its_encoding_does_not_take(self, pipeline, out, pairs):
         message = "`encode_prompt_kwargs` holds 'max_len'; what StableDiffusionPipeline can be given is .*clip_skip"
         with Refused(ValueError, message, out, pipeline):

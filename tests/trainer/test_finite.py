@@ -1,6 +1,8 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
+from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import bitsandbytes as bnb
 import pytest
@@ -8,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from transformers import Adafactor
 
-from trl_focus.trainer.finite import FiniteUpdates
+from trl_focus.trainer.finite import FiniteAlarm, FiniteUpdates
 
 
 OPTIMIZERS = {
@@ -185,3 +187,14 @@ def test_overflow_of_a_gradient_scaler_is_its_own(monkeypatch):
     scaler.step(optimizer)
     assert torch.equal(parameter, torch.ones(4))
     assert guard.pop() is None
+
+
+@pytest.mark.parametrize(("skipped", "in_fp16", "stops"), [(0, False, False), (1, False, True), (1, True, False)])
+def test_what_deepspeed_skips_stops_training(tmp_path, skipped, in_fp16, stops):
+    """It leaves out updates before they come to the optimizer; in fp16 it does so to find its scale."""
+    accelerator, alarm = Accelerator(cpu=True), FiniteAlarm()
+    engine = SimpleNamespace(skipped_steps=skipped, fp16_enabled=lambda: in_fp16)
+    accelerator.deepspeed_engine_wrapped = SimpleNamespace(engine=engine)
+    alarm.observe(1, [0], torch.zeros(1), torch.ones(1))
+    with pytest.raises(FloatingPointError, match="A gradient is not finite") if stops else nullcontext():
+        alarm.check(accelerator, str(tmp_path))

@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch._dynamo
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+from peft import LoraConfig
 
 import trl_focus
+from benchmarks.steady_memory import LiveObjects
+from tests.fixtures.pairs import make_pairs
 from tests.fixtures.trainers import make_trainer
 from trl_focus import DiffusionDPOTrainer, FocusDPOTrainer
 
@@ -46,6 +50,73 @@ def test_compiled_blocks_train_alike_and_are_compiled_once(tmp_path, trainer_cla
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+def gradients_of(output_dir, family: str, **settings) -> dict[str, torch.Tensor]:
+    """Gradients of a batch, where the LoRA is no longer nothing; and its loss."""
+    trainer = make_trainer(
+        output_dir=output_dir, family=family, beta=100.0, peft_config=LoraConfig(init_lora_weights=False), **settings
+    )
+    loss = trainer.compute_loss(trainer.model.train(), next(iter(trainer.get_train_dataloader())))
+    loss.backward()
+    return {"loss": loss.detach()} | {name: p.grad for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def test_attention_backends_have_the_same_gradients(tmp_path, monkeypatch):
+    plain = gradients_of(tmp_path, "flux2_klein")
+    asked, backends, name = [], _AttentionBackendRegistry._backends, AttentionBackendName._NATIVE_MATH
+    math = backends[name]
+    monkeypatch.setitem(backends, name, lambda *args, **kwargs: asked.append(1) or math(*args, **kwargs))
+    other = gradients_of(tmp_path, "flux2_klein", attention_backend="_native_math")
+    torch.testing.assert_close(other, plain, rtol=1e-3, atol=1e-5)
+    assert len(asked) > 1  # by more than the look whether it works
+    assert _AttentionBackendRegistry.get_active_backend()[0] == AttentionBackendName.NATIVE  # for other models
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        ("sdxl", {"attention_backend": "native"}, "UNet2DConditionModel always computes attention by torch's own"),
+        ("sd3", {"attention_backend": "native"}, "SD3Transformer2DModel always computes attention by torch's own"),
+        (
+            "flux2_klein",
+            {"attention_backend": "_native_cudnn"},
+            "can't train on cpu in torch.float32: .*Choose another",
+        ),
+        ("flux2_klein", {"attention_backend": "flex"}, "can't train on cpu in torch.float32: .*backward"),
+        ("flux2_klein", {"attention_backend": "sage"}, "can't train on cpu .*Please install `sageattention"),
+        ("flux2_klein", {"channels_last": True}, "Flux2Transformer2DModel has none to speak of: it is for UNets"),
+    ],
+    ids=str,
+)
+def test_what_a_model_cannot_compute_by_is_refused(tmp_path, family, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(output_dir=tmp_path, family=family, **settings)
+    assert _AttentionBackendRegistry.get_active_backend()[0] == AttentionBackendName.NATIVE
+
+
+def test_channels_last_has_the_same_gradients(tmp_path):
+    plain = gradients_of(tmp_path, "sdxl")
+    is_last = []
+
+    def look(module, args, output):
+        if isinstance(module, torch.nn.Conv2d):
+            is_last.append(output.is_contiguous(memory_format=torch.channels_last))
+
+    with torch.nn.modules.module.register_module_forward_hook(look):
+        last = gradients_of(tmp_path, "sdxl", channels_last=True)
+    torch.testing.assert_close(last, plain, rtol=1e-3, atol=1e-5)
+    assert is_last and all(is_last)
+
+
+def test_fused_optimizers_train_alike(tmp_path):
+    """transformers takes the fused one where torch has it on all devices, which is from 2.8 on."""
+    fused, plain = (
+        losses_of(make_trainer(output_dir=tmp_path, beta=100.0, optim=optim))
+        for optim in ("adamw_torch_fused", "adamw_torch")
+    )
+    assert fused == pytest.approx(plain, rel=1e-5)
+    assert fused[0] != fused[-1]
+
+
 WAITS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "nonzero")
 
 
@@ -76,3 +147,18 @@ def test_nothing_waits_for_the_device_between_logs(tmp_path, monkeypatch, settin
     trainer.train()
     assert {*waits} <= {3, 6}, waits  # logs are written after an update, of which the step is then the number
     assert waits[3], "the spy sees nothing"
+
+
+def test_steps_leave_nothing_behind(tmp_path):
+    """Epochs of two steps; `benchmarks.steady_memory` looks at what the process holds over thousands of steps."""
+    alive = LiveObjects(every=8)
+    make_trainer(
+        FocusDPOTrainer,
+        tmp_path,
+        train_dataset=make_pairs(4, n_references=1),
+        max_steps=16,
+        beta=100.0,
+        callbacks=[alive],
+    ).train()
+    assert alive.tensors[0] == alive.tensors[1]
+    assert alive.objects[1] - alive.objects[0] <= 20  # transformers keeps each log

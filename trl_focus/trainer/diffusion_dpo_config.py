@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from diffusers.models.attention_dispatch import AttentionBackendName
 from transformers.utils import is_torch_bf16_gpu_available
 
 from .._compat import _BaseConfig
@@ -55,6 +56,11 @@ class DiffusionDPOConfig(_BaseConfig):
         one_forward (`bool`, *optional*, defaults to `True`):
             Whether chosen and rejected images go through the denoiser together. One after the other needs less memory, and
             gives the same gradients.
+        attention_backend (`str`, *optional*):
+            What computes attention, by diffusers' names, such as `"_native_cudnn"` or `"flash"`. Defaults to the model's own.
+            For transformers whose attention diffusers lets choose (not Stable Diffusion's).
+        channels_last (`bool`, *optional*, defaults to `False`):
+            Whether the weights of a UNet's convolutions are laid out with channels last, as tensor cores read them.
         guidance_scale (`float`, *optional*):
             Guidance that a guidance-distilled denoiser (such as FLUX.2 dev) is told in training. Defaults to the
             pipeline's own default. Other models ignore it: training has no classifier-free guidance.
@@ -192,6 +198,19 @@ class DiffusionDPOConfig(_BaseConfig):
         metadata={
             "help": "Whether chosen and rejected images go through the denoiser together. One after the other needs less "
             "memory, and gives the same gradients."
+        },
+    )
+    attention_backend: str | None = field(
+        default=None,
+        metadata={
+            "help": "What computes attention, by diffusers' names, such as '_native_cudnn' or 'flash'. Defaults to the "
+            "model's own. For transformers whose attention diffusers lets choose (not Stable Diffusion's)."
+        },
+    )
+    channels_last: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether the weights of a UNet's convolutions are laid out with channels last, as tensor cores read them."
         },
     )
     guidance_scale: float | None = field(
@@ -364,6 +383,7 @@ class DiffusionDPOConfig(_BaseConfig):
                 raise ValueError(f"`{name}` is {value!r}; give a dictionary, or one as JSON: '{{...}}'.")
         self._check_loss()
         _one_of("reference", self.reference, (None, "adapter_off", "initial_adapter", "model"))
+        _one_of("attention_backend", self.attention_backend, (None, *(name.value for name in AttentionBackendName)))
         _one_of("reference_positions", self.reference_positions, (None, "diagonal"))
         _one_of("crop", self.crop, ("none", "center", "random"))
         _one_of("ties", self.ties, ("error", "drop"))

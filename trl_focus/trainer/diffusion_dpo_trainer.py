@@ -29,6 +29,7 @@ from ..losses import PreferenceTerms, mean_error, preference_loss
 from ..noise import Noised, denoising_error, draw
 from .beta_controller import GradientFactorController
 from .checks import check_arguments, each_dataset, warn_of_cut_prompts
+from .computation import set_computation
 from .diffusion_dpo_config import DiffusionDPOConfig
 from .feeding import FeedMixin
 from .finite import FiniteAlarm
@@ -170,6 +171,9 @@ class DiffusionDPOTrainer(FeedMixin, PushMixin, _BaseTrainer):
                 f"{f' or {below}' if below else ''}."
             )
         ref_denoiser = load_reference(ref_model, self.family, args) if ref_model is not None else None
+        for part in (denoiser, ref_denoiser):
+            if part is not None:
+                set_computation(part, args)
 
         # Data
         self.args = args  # its preparation may ask for them

@@ -63,6 +63,12 @@ class FiniteUpdates:
         del self._parameters, self._kept, self._finite
 
 
+def _skipped_by_deepspeed(accelerator: Accelerator) -> int:
+    """How many updates DeepSpeed left out by itself, before they came to the optimizer, on all processes alike."""
+    engine = getattr(getattr(accelerator, "deepspeed_engine_wrapped", None), "engine", None)
+    return 0 if engine is None or engine.fp16_enabled() else engine.skipped_steps  # in fp16 it finds its scale
+
+
 class FiniteAlarm:
     """Remembers on the device which rows had a loss that is not finite, until somebody looks."""
 
@@ -87,7 +93,7 @@ class FiniteAlarm:
         bad = torch.cat([bad_B for _, _, bad_B in flags])
         skipped = self.updates.pop()
         found = torch.stack([bad.sum(), bad.new_zeros((), dtype=torch.long) if skipped is None else skipped])
-        if not accelerator.reduce(found, reduction="sum").any():
+        if not accelerator.reduce(found, reduction="sum").any() and not _skipped_by_deepspeed(accelerator):
             return
         rows = [(step, row) for step, batch, _ in flags for row in batch]
         rows = gather_object([row for row, is_bad in zip(rows, bad.tolist(), strict=True) if is_bad])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from diffusers import DiffusionPipeline, ModularPipeline, PipelineQuantizationConfig
+from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from transformers.utils import is_torchvision_available, logging
 
 from ..families import Family, family_class
@@ -122,7 +123,7 @@ def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", 
             "whole pipeline: training needs its text encoders and VAE as well."
         )
     family = family(pipeline, args.encode_prompt_kwargs, args.guidance_scale)
-    if any(hasattr(part, "_hf_hook") for part in family.modules.values()):
+    if any(hasattr(part, "_hf_hook") or _is_group_offload_enabled(part) for part in family.modules.values()):
         raise ValueError(
             "The pipeline is offloaded, which would move its denoiser about while it trains. Call "
             "`pipeline.remove_all_hooks()`, or give the trainer a pipeline without offload."

@@ -1,0 +1,52 @@
+# Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
+"""How a denoiser computes: what makes it faster, and leaves its results as they are but for rounding."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_dispatch import attention_backend, dispatch_attention_fn
+
+
+if TYPE_CHECKING:
+    from .diffusion_dpo_config import DiffusionDPOConfig
+
+
+def set_computation(denoiser: torch.nn.Module, args: "DiffusionDPOConfig"):
+    """
+    Gives a denoiser the attention backend and the layout of weights that the arguments name.
+
+    Raises:
+        ValueError: If the model can't have them, or the backend can't train here.
+    """
+    if args.attention_backend is not None:
+        _set_attention_backend(denoiser, args)
+    if args.channels_last:
+        if not isinstance(denoiser, UNet2DConditionModel):
+            raise ValueError(
+                f"`channels_last` lays out the weights of convolutions, and {type(denoiser).__name__} has none to speak of: "
+                "it is for UNets. Leave it out."
+            )
+        denoiser.to(memory_format=torch.channels_last)
+
+
+def _set_attention_backend(denoiser: torch.nn.Module, args: "DiffusionDPOConfig"):
+    name = args.attention_backend
+    if not any(hasattr(getattr(part, "processor", None), "_attention_backend") for part in denoiser.modules()):
+        raise ValueError(
+            f"`attention_backend` is {name!r}, and {type(denoiser).__name__} always computes attention by torch's own "
+            "`scaled_dot_product_attention`. Leave it out."
+        )
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else denoiser.dtype
+    try:
+        # `set_attention_backend` alone would also set it for all other models of the process, and for good
+        with attention_backend(name):
+            # Some have no kernel for this device or dtype, and some no backward pass, and diffusers asks only for packages
+            probe_BSHD = torch.randn(1, 128, 2, 64, device=args.device, dtype=dtype, requires_grad=True)
+            dispatch_attention_fn(probe_BSHD, probe_BSHD, probe_BSHD).sum().backward()
+            denoiser.set_attention_backend(name)
+    except Exception as error:  # each kernel fails in its own way
+        raise ValueError(
+            f"`attention_backend` is {name!r}, which can't train on {args.device.type} in {dtype}: {error} Choose another, or "
+            "leave it out for torch's own."
+        ) from error
