@@ -49,7 +49,10 @@ def make(width: int, resolution: int, folder: str, n_pairs: int = 4, **settings)
         **{"gradient_checkpointing": False, **settings},
     )
     trainer = DiffusionDPOTrainer(sdxl(width), args=args, train_dataset=pairs)
+    # What `train` does before its first step
     trainer.create_optimizer()
+    if settings.get("gradient_checkpointing"):
+        trainer.model.gradient_checkpointing_enable()
     trainer.model.train()
     return trainer
 
