@@ -6,10 +6,7 @@ What a focus map costs: training steps with `uniform` and `focus` in turn, and t
 """
 
 import argparse
-import multiprocessing
-import resource
 import statistics
-import sys
 import tempfile
 import time
 
@@ -18,6 +15,8 @@ import torch
 from examples.photographs.pipeline import ENCODE_PROMPT_KWARGS, tiny_flux2_klein
 from examples.photographs.scenes import make_pairs
 from trl_focus import FocusDPOConfig, FocusDPOTrainer
+
+from .memory import Peak, alone
 
 
 def make(focus_map: str, width: int, folder: str) -> tuple[FocusDPOTrainer, dict]:
@@ -45,13 +44,11 @@ def step(trainer: FocusDPOTrainer, batch: dict) -> float:
 
 
 def peak(focus_map: str, width: int, folder: str) -> float:
-    """Peak memory in MB of three steps, in a process of its own: that of the GPU where there is one."""
-    trainer, batch = make(focus_map, width, folder)
+    """Peak memory of three steps in MB, the model included."""
+    run, memory = make(focus_map, width, folder), Peak()
     for _ in range(3):
-        step(trainer, batch)
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+        step(*run)
+    return memory.read()
 
 
 def main():
@@ -68,8 +65,7 @@ def main():
                 if number:  # the first loads what is loaded on first use
                     seconds[name].append(taken)
         ratios = [focus / uniform for uniform, focus in zip(*seconds.values(), strict=True)]
-        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-            megabytes = {name: pool.apply(peak, (name, options.width, folder)) for name in runs}
+        megabytes = {name: alone(peak, name, options.width, folder) for name in runs}
     low, middle, high = statistics.quantiles(ratios, n=4)
     print(f"hidden width {options.width}, {options.steps} pairs of steps, focus / uniform")
     print(

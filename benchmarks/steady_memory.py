@@ -8,7 +8,6 @@ Whether memory stays flat: what the process holds, and how many tensors and othe
 import argparse
 import gc
 import tempfile
-from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
@@ -16,6 +15,8 @@ from transformers import TrainerCallback
 from examples.photographs.pipeline import ENCODE_PROMPT_KWARGS, tiny_flux2_klein
 from examples.photographs.scenes import make_pairs
 from trl_focus import FocusDPOConfig, FocusDPOTrainer
+
+from .memory import resident
 
 
 class LiveObjects(TrainerCallback):
@@ -40,14 +41,6 @@ class LiveObjects(TrainerCallback):
         self.tensors.append(sum(issubclass(type(part), torch.Tensor) for part in objects))
         self.objects.append(len(objects))
         self.megabytes.append(resident())
-
-
-def resident() -> float:
-    """Memory in MB that the process holds now, that of the GPU where there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.memory_allocated() / 1e6
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) * 1024 / 1e6
 
 
 def main():

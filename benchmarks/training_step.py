@@ -2,21 +2,18 @@
 """
 What each way to train costs: steps of a model with SDXL's proportions, in turn, their parts, and their peak memory.
 
-    python -m benchmarks.training_step [--width 64] [--resolution 256] [--rounds 7]
+    python -m benchmarks.training_step [--width 64] [--resolution 256] [--rounds 7] [--compile]
 
 `plain` does in each step what the published Diffusion-DPO scripts do: the VAE and the text encoders, and a pass of the
 reference. The others leave out one after another of these.
 """
 
 import argparse
-import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,8 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from examples.photographs.scenes import make_pairs
 from trl_focus import DiffusionDPOConfig, DiffusionDPOTrainer
 
+from .memory import Peak, alone
 from .sdxl import sdxl
-from .steady_memory import resident
 
 
 WAYS = {
@@ -34,6 +31,7 @@ WAYS = {
     "encoded once, reference precomputed": {"precompute_ref_errors": 1},
     "encoded once, channels last": {"channels_last": True},
 }
+COMPILED = {f"{name}, compiled": {**WAYS[name], "torch_compile": True} for name in [*WAYS][1:3]}
 ONLY_MEMORY = {
     "encoded once, one forward for each image": {"one_forward": False},
     "encoded once, checkpointing": {"gradient_checkpointing": True},
@@ -41,8 +39,8 @@ ONLY_MEMORY = {
 }
 
 
-def make(width: int, resolution: int, folder: str, **settings) -> DiffusionDPOTrainer:
-    pairs = make_pairs(4, size=(resolution, resolution))
+def make(width: int, resolution: int, folder: str, n_pairs: int = 4, **settings) -> DiffusionDPOTrainer:
+    pairs = make_pairs(n_pairs, size=(resolution, resolution))
     pairs = pairs.remove_columns([name for name in pairs.column_names if name.startswith("reference")])
     args = DiffusionDPOConfig(
         output_dir=folder,
@@ -52,7 +50,10 @@ def make(width: int, resolution: int, folder: str, **settings) -> DiffusionDPOTr
         **{"gradient_checkpointing": False, **settings},
     )
     trainer = DiffusionDPOTrainer(sdxl(width), args=args, train_dataset=pairs)
+    # What `train` does before its first step
     trainer.create_optimizer()
+    if settings.get("gradient_checkpointing"):
+        trainer.model.gradient_checkpointing_enable()
     trainer.model.train()
     return trainer
 
@@ -112,17 +113,26 @@ def floating_operations(trainer: DiffusionDPOTrainer) -> float:
     return counter.get_total_flops()
 
 
+def waiting(width: int, resolution: int, folder: str, steps: int) -> float:
+    """Share of the time that steps wait for one worker to load what was encoded; these are the shortest steps."""
+    settings = WAYS["encoded once, reference precomputed"]
+    clock = Clock(make(width, resolution, folder, steps + 1, dataloader_num_workers=1, **settings))
+    clock.step()  # the worker starts
+    clock.seconds.clear()
+    for _ in range(steps):
+        clock.step()
+    return clock.parts()["data"]
+
+
 def peak(width: int, resolution: int, settings: dict) -> float:
-    """Peak memory in MB of three steps, in a process of its own: that of the GPU where there is one."""
+    """What three steps take at most, in MB: all of it on a GPU, else what comes on top of the loaded process."""
     with tempfile.TemporaryDirectory() as folder:
         clock = Clock(make(width, resolution, folder, **settings))
-        before = resident()
-        Path("/proc/self/clear_refs").write_text("5")  # making the trainer may have taken more than a step does
+        clock.next_batch()  # computes the reference's errors, where they are computed before training
+        memory = Peak()
         for _ in range(3):
             clock.step()
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 - before
+    return memory.read() - (0 if torch.cuda.is_available() else memory.start)
 
 
 def main():
@@ -130,11 +140,13 @@ def main():
     parser.add_argument("--width", type=int, default=64, help="channels of the UNet's first level; SDXL has 320")
     parser.add_argument("--resolution", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--compile", action="store_true", help="take compiled steps too; compiling takes minutes")
     options = parser.parse_args()
+    ways = {**WAYS, **(COMPILED if options.compile else {})}
     shape = options.width, options.resolution
     with tempfile.TemporaryDirectory() as folder:
-        clocks = {name: Clock(make(*shape, folder, **settings)) for name, settings in WAYS.items()}
-        operations = {name: floating_operations(clock.trainer) for name, clock in clocks.items()}
+        clocks = {name: Clock(make(*shape, folder, **settings)) for name, settings in ways.items()}
+        operations = {name: floating_operations(clocks[name].trainer) for name in WAYS}
         seconds = defaultdict(list)
         for number in range(options.rounds + 1):
             for name, clock in clocks.items():
@@ -143,6 +155,7 @@ def main():
                     seconds[name].append(taken)
                 else:
                     clock.seconds.clear()
+        waited = waiting(*shape, folder, options.rounds)
     print(f"width {options.width}, {options.resolution}x{options.resolution}, {options.rounds} rounds\n")
     print(
         "| way | steps per second, against plain (quartiles) | by count of operations | time |\n" + "| --- " * 4 + "|"
@@ -151,11 +164,11 @@ def main():
         ratios = [plain / taken for plain, taken in zip(seconds["plain"], seconds[name], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         parts = ", ".join(f"{part} {share:.0%}" for part, share in clock.parts().items())
-        bound = operations["plain"] / operations[name]
+        bound = operations["plain"] / operations[name.removesuffix(", compiled")]
         print(f"| {name} | {middle:.2f} ({low:.2f} to {high:.2f}) | {bound:.2f} | {parts} |")
+    print(f"\nwaiting for one worker, reference precomputed: {waited:.1%} of the time")
     print("\n| way | peak memory of the steps, against plain |\n| --- | --- |")
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        used = {name: pool.apply(peak, (*shape, settings)) for name, settings in {**WAYS, **ONLY_MEMORY}.items()}
+    used = {name: alone(peak, *shape, settings) for name, settings in {**ways, **ONLY_MEMORY}.items()}
     for name, megabytes in used.items():
         print(f"| {name} | {megabytes / used['plain']:.2f} |")
     print(f"\nplain: {statistics.median(seconds['plain']):.2f} s a step, {used['plain']:.0f} MB")
