@@ -333,12 +333,13 @@ def test_one_forward_or_two_have_the_same_gradients(tmp_path, family, trainer_cl
             trainer_class, tmp_path, family, PIPELINES[family](), one_forward=one_forward, beta=100.0, max_steps=1
         )
         calls = []
-        trainer.family.denoiser.register_forward_hook(lambda module, args, output, calls=calls: calls.append(1))
+        trainer.family.denoiser.register_forward_pre_hook(lambda module, args, calls=calls: calls.append(1))
         batch = next(iter(trainer.get_train_dataloader()))
         trainer.model.train()
         loss = trainer.compute_loss(trainer.model, batch)
-        loss.backward()
         assert len(calls) == (2 if one_forward else 4)  # the reference's, and the policy's
+        loss.backward()
+        assert len(calls) == (2 if one_forward else 5)  # what the first forward would have kept
         gradients.append({name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-6)

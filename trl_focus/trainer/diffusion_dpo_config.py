@@ -54,8 +54,8 @@ class DiffusionDPOConfig(_BaseConfig):
             reference's errors are computed before training, so that steps need no reference pass; epochs take the draws in
             turn. 0 computes them in each step. Needs `encode_once`.
         one_forward (`bool`, *optional*, defaults to `True`):
-            Whether chosen and rejected images go through the denoiser together. One after the other needs less memory, and
-            gives the same gradients.
+            Whether chosen and rejected images go through the denoiser together. One after the other needs less memory and half
+            a forward more, since what the first keeps for the backward pass is computed again; gradients are the same.
         attention_backend (`str`, *optional*):
             What computes attention, by diffusers' names, such as `"_native_cudnn"` or `"flash"`. Defaults to the model's own.
             For transformers whose attention diffusers lets choose (not Stable Diffusion's).
@@ -197,7 +197,8 @@ class DiffusionDPOConfig(_BaseConfig):
         default=True,
         metadata={
             "help": "Whether chosen and rejected images go through the denoiser together. One after the other needs less "
-            "memory, and gives the same gradients."
+            "memory and half a forward more, since what the first keeps for the backward pass is computed again; gradients are "
+            "the same."
         },
     )
     attention_backend: str | None = field(

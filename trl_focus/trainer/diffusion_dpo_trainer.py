@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import DynamoBackend, set_seed
 from diffusers import DiffusionPipeline
 from peft import LoraConfig
+from torch.utils.checkpoint import checkpoint
 from transformers import TrainerCallback
 from transformers.utils import logging
 
@@ -348,7 +349,13 @@ class DiffusionDPOTrainer(FeedMixin, PushMixin, _BaseTrainer):
         errors, seen = [], []
         for part in parts:
             with self.watch(inputs, *part) as saw:
-                errors.append(self._error(model, *part))
+                if part is parts[-1]:
+                    errors.append(self._error(model, *part))
+                else:
+                    # Forgotten until its own backward pass, so that what two forwards keep is never there at once. Not the
+                    # DDP wrapper, whose reducer expects one forward before the backward pass, and none within it
+                    policy = self.accelerator.unwrap_model(model)
+                    errors.append(checkpoint(self._error, policy, *part, use_reentrant=False))
             seen.append(saw)
         error_BHW = torch.cat(errors)
         weights = self.cell_weights(inputs, noised, seen)
