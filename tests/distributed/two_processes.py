@@ -39,8 +39,8 @@ def one_epoch(folder, batch_size):
         max_steps=-1,
         num_train_epochs=1,
         train_sampling_strategy="sequential",
-        one_forward=batch_size
-        > 2,  # of one process: in the others, forwards within the backward pass come between DDP's
+        # With two processes, a forward within the backward pass comes between DDP's
+        one_forward=batch_size == 4,
         **GENTLE,
     )
     logs = [log for log in trainer.state.log_history if "loss" in log]

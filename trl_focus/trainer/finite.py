@@ -47,9 +47,9 @@ class FiniteUpdates:
         finite = torch.stack([gradients[0].new_ones(()), *norms]).isfinite().all().float()
         if dist.is_initialized():  # sharded gradients differ between processes
             dist.all_reduce(finite, op=dist.ReduceOp.MIN)
-        self._finite = finite > 0
+        self._broken = finite == 0
         for gradient in gradients:
-            gradient.masked_fill_(~self._finite, 0)
+            gradient.masked_fill_(self._broken, 0)
         self._kept = torch._foreach_add(self._parameters, 0)
 
     @torch.no_grad()
@@ -57,10 +57,10 @@ class FiniteUpdates:
         if not self._parameters:
             return
         for parameter, kept in zip(self._parameters, self._kept, strict=True):
-            parameter.copy_(torch.where(self._finite, parameter, kept))
-        skipped = (~self._finite).long()
+            torch.where(self._broken, kept, parameter, out=parameter)
+        skipped = self._broken.long()
         self.skipped = skipped if self.skipped is None else self.skipped + skipped
-        del self._parameters, self._kept, self._finite
+        del self._parameters, self._kept, self._broken
 
 
 def _skipped_by_deepspeed(accelerator: Accelerator) -> int:
