@@ -2,12 +2,14 @@
 """`trl-focus evaluate`, with a tiny pipeline and tiny models, from folders."""
 
 import json
+import shutil
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from tests.fixtures.embedders import save_clip, save_dino, save_dinov2
 from tests.fixtures.pairs import random_image
@@ -44,6 +46,16 @@ def pipeline(tmp_path_factory):
                 weight.normal_(generator=torch.Generator().manual_seed(0))
     save_lora(pipe, "transformer", policy, folder / "lora")
     return {"model": str(folder / "base"), "lora": str(folder / "lora")}
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("seeing")
+    return {
+        "detector": save_detector(folder / "owlv2"),
+        "segmenter": save_segmenter(folder / "sam"),
+        "matcher": save_matcher(folder / "dinov2"),
+    }
 
 
 @pytest.fixture
@@ -101,6 +113,78 @@ def test_base_and_lora(folder, models, pipeline, capsys, monkeypatch):
 draw_image = drawing.draw_image
 
 
+def test_a_lora_that_was_trained_anew_is_another_run(folder, models, pipeline, tmp_path, capsys):
+    shutil.copytree(pipeline["lora"], tmp_path / "lora")
+    options = {**models, "model": pipeline["model"], "lora": tmp_path / "lora", "call": json.dumps(CALL)}
+    assert main(arguments(folder, **options)) == 0
+    (weights,) = (tmp_path / "lora").glob("*.safetensors")
+    save_file({name: 2 * value for name, value in load_file(weights).items()}, weights)
+    assert main(arguments(folder, **options)) == 2
+    assert "holds a run of other settings: content of the LoRA" in capsys.readouterr().err
+
+
+def test_a_lora_of_another_model_is_refused_before_anything_is_drawn(folder, models, pipeline, tmp_path, capsys):
+    shutil.copytree(pipeline["lora"], tmp_path / "lora")
+    (weights,) = (tmp_path / "lora").glob("*.safetensors")
+    save_file({name.replace("transformer.", "unet."): value for name, value in load_file(weights).items()}, weights)
+    options = {**models, "model": pipeline["model"], "call": json.dumps(CALL)}
+    for lora, message in (
+        (tmp_path / "lora", "it is a LoRA of another model"),
+        (tmp_path / "none", "none can't be loaded"),
+    ):
+        assert main(arguments(folder, **options, lora=lora)) == 2
+        assert message in capsys.readouterr().err
+    assert not [*folder.glob("out/images/*/*")]
+
+
+def test_images_of_the_benchmark_count(folder, models, capsys):
+    (folder / "theirs").mkdir()
+    for row in (0, 2):
+        random_image(np.random.default_rng(row)).save(folder / "theirs" / f"{row}_0.png")
+    assert main(arguments(folder, **models, images=f"theirs={folder}/theirs")) == 0
+    random_image(np.random.default_rng(9)).save(folder / "0.png")
+    assert main(arguments(folder, **models, images=f"theirs={folder}/theirs")) == 2
+    assert "other settings: images of the benchmark" in capsys.readouterr().err
+
+
+def test_settings_of_a_wrong_type(folder, models, pipeline, capsys):
+    options = {**models, "model": pipeline["model"], "call": json.dumps({**CALL, "height": "64"})}
+    assert main(arguments(folder, **options)) == 2
+    out, err = capsys.readouterr()
+    assert "row 0: Flux2KleinPipeline refuses it: " in out and "no image could be measured" in err
+
+
+def test_output_that_is_a_file(folder, models, capsys):
+    (folder / "out").write_text("")
+    assert main(arguments(folder, **models, images=f"a={folder}")) == 2
+    assert "out is a file: name a folder" in capsys.readouterr().err
+
+
+def test_what_a_damaged_image_costs(folder, models, capsys):
+    """Its own row, and not the report."""
+    for system in ("a", "b"):
+        (folder / system).mkdir()
+        for row in (0, 2):
+            random_image(np.random.default_rng(row)).save(folder / system / f"{row}_0.png")
+    (folder / "b" / "0_0.png").write_bytes(b"junk")
+    flags = ["--images", f"a={folder}/a", "--images", f"b={folder}/b"]
+    assert main([*arguments(folder, **models), *flags]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "row 0: the image of b can't be used" in out and "3 images measured" in out
+    assert (folder / "out" / "report.html").is_file()
+
+
+def test_remarks_are_told_once_each(folder, models, seeing, capsys):
+    (folder / "theirs").mkdir()
+    for row in (0, 2):
+        random_image(np.random.default_rng(row)).save(folder / "theirs" / f"{row}_0.png")
+    options = {**models, **seeing, "find": "reference", "confidence": 1, "images": f"theirs={folder}/theirs"}
+    assert main(arguments(folder, **options)) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "row 0: image 0 of theirs: no subject found, and 1 asked for" in out
+    assert "row 2: image 0 of theirs: no subject found, and 2 asked for" in out
+
+
 def test_an_image_is_the_pipelines_own(folder, pipeline):
     from diffusers import DiffusionPipeline
 
@@ -131,16 +215,6 @@ def test_images_of_another_tool(folder, models, capsys):
     assert "row 2: the image of theirs can't be used" in capsys.readouterr().out
 
 
-@pytest.fixture(scope="module")
-def seeing(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("seeing")
-    return {
-        "detector": save_detector(folder / "owlv2"),
-        "segmenter": save_segmenter(folder / "sam"),
-        "matcher": save_matcher(folder / "dinov2"),
-    }
-
-
 def test_subjects_are_found_by_their_references(folder, models, seeing, capsys):
     (folder / "theirs").mkdir()
     for row in (0, 2):
@@ -169,6 +243,7 @@ def test_nothing_is_left(folder, models, capsys):
         ({"lora": "a", "images": "a=."}, "`--lora` is loaded into a pipeline"),
         ({"images": "a=no-folder"}, "no-folder is no folder"),
         ({"model": "a", "images": "base=."}, "two systems have one name"),
+        ({"images": "a=.", "call": '{"height": 64}'}, "are of a pipeline: give it, as `--model`"),
         ({"images": "a=.", "dino": "no-model"}, "the model no-model can't be loaded: "),
         ({"images": "a=.", "overlap": "0.1"}, "`--overlap`: without `--find`, no subjects are searched"),
         ({"images": "a=.", "find": "name", "confidence": "2"}, "`confidence` is 2.0: it lies between 0 and 1"),

@@ -1,6 +1,7 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,34 @@ def test_group(folder):
     a, b, c = read_benchmark(write(folder, *entries)).items
     assert a.group == b.group != c.group
     image = PIL.Image.new("RGB", (1, 1))
-    assert Item(3, "a", (image,), ()).group != Item(4, "a", (image,), ()).group
+    subjects = (Subject("1", (image,)),)
+    assert Item(3, "a", (image,), subjects).group != Item(4, "a", (image,), subjects).group
+
+
+def test_a_group_has_no_order_and_knows_a_subject_by_all_of_its_photographs(folder):
+    paths = [[CAT, DOG], [DOG, CAT], [CAT.replace("02", "00"), DOG]]
+    written = write(folder, *({"prompt": "a", "image_paths": each} for each in paths))
+    one, turned, other = read_benchmark(written).items
+    assert one.group == turned.group != other.group
+    assert len({item.group for item in read_benchmark(written, photographs_from_folders=True).items}) == 1
+
+
+def test_masks_beside_references_are_no_photographs(folder):
+    cat = Path(CAT)
+    PIL.Image.new("L", (8, 6), 255).save(folder / cat.with_name("02-mask.png"))
+    entry = {"prompt": "a", "image_paths": [CAT], "reference_masks": [str(cat.with_name("02-mask.png"))]}
+    other = {"prompt": "b", "image_paths": [CAT]}
+    for item in read_benchmark(write(folder, entry, other), photographs_from_folders=True).items:
+        assert [path.name for path in item.subjects[0].photographs] == ["00.jpg", "02.jpg"]
+
+
+def test_a_relative_root_is_not_left(folder, monkeypatch):
+    path = write(folder, {"prompt": "a", "image_paths": ["../cat/02.jpg"]})
+    monkeypatch.chdir(folder / "dreambooth" / "dataset" / "dog")
+    shutil.copy(path, "here.json")
+    for given in ((path, "."), ("here.json",)):
+        with pytest.raises(InputError, match="leads out of"):
+            read_benchmark(*given)
 
 
 BROKEN = {
@@ -92,6 +120,7 @@ BROKEN = {
     "no prompt": ({"image_paths": [CAT]}, "`prompt` is missing"),
     "empty prompt": ({"prompt": " ", "image_paths": [CAT]}, "`prompt` is missing"),
     "no references": ({"prompt": "a", "image_paths": []}, "no subject to compare"),
+    "half a character": ({"prompt": "a \ud83d", "image_paths": [CAT]}, "surrogates not allowed"),
     "path and no list": ({"prompt": "a", "image_paths": CAT}, "`image_paths` is of type str"),
     "missing image": ({"prompt": "a", "image_paths": [CAT, "no.jpg"]}, "`image_paths`[1] is 'no.jpg'"),
     "no image": ({"prompt": "a", "image_paths": ["dreambooth/dataset/cat/license.txt"]}, "not an image file"),

@@ -5,7 +5,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from transformers import AutoTokenizer, CLIPModel, Dinov2Model, ViTModel
+from transformers import AutoTokenizer, BertConfig, BertModel, CLIPModel, Dinov2Model, ViTModel
 
 from tests.fixtures.embedders import mean_colour, named_colour, save_clip, save_dino, save_dinov2
 from tests.fixtures.pairs import random_image
@@ -63,6 +63,18 @@ def test_clip(models):
         text = torch.cat([model.text_projection(each.pooler_output) for each in text])
     assert embedder.images(IMAGES) == pytest.approx(norm(images), abs=1e-4)
     assert embedder.texts(texts) == pytest.approx(norm(text), abs=1e-5)
+
+
+def test_models_that_are_of_no_use_are_refused_at_once(models, tmp_path):
+    config = BertConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=9)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match="bert can't look at images: "):
+        Embedder(str(tmp_path / "bert"), device="cpu")
+    broken = Dinov2Model.from_pretrained(save_dinov2(tmp_path / "dinov2"))
+    torch.nn.init.constant_(broken.layernorm.weight, float("nan"))
+    broken.save_pretrained(tmp_path / "dinov2")
+    with pytest.raises(ValueError, match="dinov2 gives vectors that are not finite"):
+        Embedder(str(tmp_path / "dinov2"), device="cpu")
 
 
 def test_model_without_texts(models):

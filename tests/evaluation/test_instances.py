@@ -23,8 +23,24 @@ def mask(*box: int) -> np.ndarray:
 
 def test_boxes_that_are_asked_for():
     assert asked_boxes(IMAGE, item(None, None)) is None
-    found = asked_boxes(IMAGE, item((0, 0.25, 0.5, 1), None, (0.5, 0, 1, 1)))
-    assert found == [Instance((0, 5, 20, 20), subject=0), Instance((20, 0, 40, 20), subject=2)]
+    found = asked_boxes(IMAGE, item((0, 0.25, 0.5, 1), (0.5, 0, 1, 1)))
+    assert found == [Instance((0, 5, 20, 20), subject=0), Instance((20, 0, 40, 20), subject=1)]
+
+
+def test_a_subject_that_is_asked_for_anywhere_is_not_lost():
+    assert asked_boxes(IMAGE, item((0, 0.25, 0.5, 1), None)) is None
+
+
+def test_boxes_between_pixels():
+    """As detectors give them: what is cut out has all pixels that they touch."""
+    kept, _ = usable([Instance((0.4, 3.0, 31.7, 15.2))], IMAGE, item(None))
+    assert kept[0].box == (0, 3, 32, 16) and cut_out(IMAGE, kept[0].box).size == (32, 32)
+
+
+@pytest.mark.parametrize("subject", [-1, 2])
+def test_subject_that_nobody_asked_for(subject):
+    with pytest.raises(ValueError, match=f"instance 0 stands for subject {subject}, and there are 2, from 0"):
+        usable([Instance((0, 0, 9, 9), subject=subject)], IMAGE, item(None, None))
 
 
 def test_box_of_a_mask():

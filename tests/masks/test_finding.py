@@ -6,7 +6,7 @@ import PIL.Image
 import pytest
 
 from tests.masks.test_annotate import BOTH, LEFT, RIGHT, TOP, by_colour, fill, scene
-from trl_focus.evaluation import Item, Subject, asked_boxes
+from trl_focus.evaluation import Item, Subject
 from trl_focus.evaluation.instances import usable
 from trl_focus.masks import MaskSettings, subject_finder
 from trl_focus.pairs import weighted_judge
@@ -50,7 +50,7 @@ def test_doubts_are_told_and_cost_the_masks(loaded):
     image = scene(*BOTH, ("dog", TOP))
     instances = find(image, item_of("cat", "dog"))
     assert [each.subject for each in instances] == [0, 1]
-    doubt = "image: 2 places may show 'dog' (confidence 0.70, 0.70), and one is searched"
+    doubt = "2 places may show 'dog' (confidence 0.70, 0.70), and one is searched"
     assert usable(instances, image, item_of("cat", "dog")) == (instances, [doubt])
     assert judgement(image).masks is None
     assert all(mask.any() for mask in judgement(scene(*BOTH)).masks)
@@ -65,7 +65,7 @@ def test_nothing_is_found(loaded):
     image, item = scene(), item_of("cat", "dog")
     instances, remarks = usable(subject_finder(MaskSettings())(image, item), image, item)
     assert instances == []
-    doubts = [f"image: {name!r} is not found: nothing looks like it" for name in ("cat", "dog")]
+    doubts = [f"{name!r} is not found: nothing looks like it" for name in ("cat", "dog")]
     assert remarks == ["; ".join(doubts), "no subject found, and 2 asked for"]
     assert judgement(image).masks is None
     absent = MaskSettings(missing="absent")
@@ -77,10 +77,33 @@ def test_subjects_without_names(loaded):
         subject_finder(MaskSettings())(scene(*BOTH), item_of("1", "2"))
 
 
+def test_references_in_files_are_outlined_once(monkeypatch, models, tmp_path):
+    scene(("cat", TOP)).save(tmp_path / "cat.png")
+    outlined = []
+
+    def outline(images, boxes, segmenter, batch_size=8):
+        outlined.extend(images)
+        return fill(images, boxes, segmenter, batch_size)
+
+    monkeypatch.setattr("trl_focus.masks.judge.segment", fill)
+    monkeypatch.setattr("trl_focus.masks.finding.segment", outline)
+    find = subject_finder(MaskSettings("reference", 0.0, matcher=models["dinov2"], segmenter=models["sam"]))
+    for row in range(2):
+        find(scene(*BOTH), Item(row, "a cat", (), (Subject("1", (tmp_path / "cat.png",)),)))
+    assert len(outlined) == 1
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_by_reference(monkeypatch, models, masked):
     """With the tiny model, in whose features nothing counts but a patch's colour."""
+    shown = []
+
+    def outline(images, *args, batch_size=8):
+        shown.extend(images)
+        return fill(images, *args, batch_size)
+
     monkeypatch.setattr("trl_focus.masks.judge.segment", fill)
+    monkeypatch.setattr("trl_focus.masks.finding.segment", outline)
     find = subject_finder(MaskSettings("reference", 0.0, matcher=models["dinov2"], segmenter=models["sam"]))
     cat, dog = PIL.Image.new("RGB", (64, 64), (255, 0, 0)), PIL.Image.new("RGB", (64, 64), (0, 0, 255))
     masks = ()
@@ -95,4 +118,4 @@ def test_by_reference(monkeypatch, models, masked):
     image.paste((0, 0, 255), (40, 40, 64, 64))
     instances = find(image, item)
     assert [(each.box, each.subject) for each in instances] == [((0, 0, 24, 24), 0), ((40, 40, 64, 64), 1)]
-    assert asked_boxes(image, item) is None
+    assert len(shown) == (0 if masked else 2)  # what stands in a reference without a mask is outlined

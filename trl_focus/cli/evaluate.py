@@ -64,6 +64,8 @@ def run(args) -> int:
         )
     if args.lora and not args.model:
         raise InputError("`--lora` is loaded into a pipeline: give it, as `--model`")
+    if not args.model and (args.call or args.model_init_kwargs or args.offload):
+        raise InputError("`--call`, `--model_init_kwargs` and `--offload` are of a pipeline: give it, as `--model`")
     output_dir = Path(args.output_dir)
     drawn = {"base": output_dir / "images" / "base"} if args.model else {}
     if args.lora:
@@ -76,6 +78,7 @@ def run(args) -> int:
 
     from ..data.schema import listed
     from ..evaluation import asked_boxes, measure, published_scorer, read_benchmark, subject_scorer, write_report
+    from ..evaluation.benchmark import content_of
     from ..evaluation.embedders import CLIP, DINO, DINOV2, Embedder
     from ..evaluation.files import keep_settings
 
@@ -89,6 +92,8 @@ def run(args) -> int:
         }
         settings = {
             "benchmark": sha256(Path(args.benchmark).read_bytes()).hexdigest()[:16],
+            "images of the benchmark": content_of(benchmark.items),
+            "content of the LoRA": pipelines.content_of_lora(args.lora),
             "photographs_from_folders": args.photographs_from_folders,
             "seed": args.seed,
             **{name: getattr(args, name) for name in ("model", "lora", "call", "model_init_kwargs", "root")},
@@ -128,6 +133,12 @@ def run(args) -> int:
     with refusals():
         about = {name.replace("_", " "): value for name, value in settings.items() if value not in (None, {})}
         facts = write_report(output_dir, lines, benchmark.items, systems, problems, about)
+    for remark, told in remarks_of(lines).items():
+        first, more = told[0], f" (and of {len(told) - 1} other images)" if len(told) > 1 else ""
+        console.print(
+            f"[yellow]row {first.row}:[/] {escape(f'image {first.number} of {first.system}: {remark}{more}')}",
+            soft_wrap=True,
+        )
     table = Table("score", *facts["means"], title=f"{facts['counts']['images']} images")
     for name in next(iter(facts["means"].values())):
         found = [scores.get(name) for scores in facts["means"].values()]
@@ -140,6 +151,15 @@ def run(args) -> int:
         soft_wrap=True,
     )
     return 0
+
+
+def remarks_of(lines) -> dict[str, list]:
+    """The images of which each remark was made."""
+    found = {}
+    for line in lines:
+        for remark in line.remarks:
+            found.setdefault(remark, []).append(line)
+    return found
 
 
 def _draw(args, items, folders) -> list[tuple[int, str]]:
@@ -157,9 +177,12 @@ def _draw(args, items, folders) -> list[tuple[int, str]]:
     with refusals():
         pipeline = pipelines.load(args, args.output_dir)
     problems = {}
-    for name, folder in missing.items():
-        if name == "lora":
-            with refusals():
-                pipeline.load_lora_weights(args.lora)
+    # The LoRA first: whether it can be loaded is not to be known only when the base has drawn for hours
+    for name, folder in reversed(missing.items()):
+        with refusals():
+            if name == "lora":
+                pipelines.load_lora(pipeline, args.lora)
+            elif "lora" in missing:
+                pipeline.unload_lora_weights()
         problems |= dict(draw_images(pipeline, items, folder, args.n_images, args.seed, **args.call))
     return [*problems.items()]

@@ -26,6 +26,33 @@ def add_arguments(parser):
     parser.add_argument("--offload", action="store_true", help="keep on the GPU only what is computing")
 
 
+def content_of_lora(lora: str | None) -> str | None:
+    """A hash of a LoRA in a folder, or in a file: trained anew, it is another one."""
+    from hashlib import sha256
+    from pathlib import Path
+
+    path = Path(lora or "")
+    if lora is None or not path.exists():
+        return None
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    return sha256(b"".join(sha256(file.read_bytes()).digest() for file in files)).hexdigest()[:16]
+
+
+def load_lora(pipeline, lora: str):
+    """
+    Loads a LoRA into a pipeline.
+
+    Raises:
+        ValueError, OSError: If there is none, or it is one of another model: diffusers passes over weights that it does not know.
+    """
+    try:
+        pipeline.load_lora_weights(lora)
+    except ValueError as error:  # which does not say of what
+        raise ValueError(f"the LoRA {lora} can't be loaded: {error}") from error
+    if not any(pipeline.get_list_adapters().values()):
+        raise ValueError(f"{lora} has no weights for {type(pipeline).__name__}: it is a LoRA of another model")
+
+
 def load(args, folder: str):
     """
     The pipeline, on its device.

@@ -16,7 +16,8 @@ What is asked for: prompts with references. A benchmark is a JSON file, a list o
 import json
 import numbers
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,8 +77,9 @@ class Item(NamedTuple):
 
     @property
     def group(self) -> Hashable:
-        """Equal for items that ask for the same subjects."""
-        return self.references if all(isinstance(each, Path) for each in self.references) else self.row
+        """Equal for items that ask for the same subjects, in any order: by their photographs, or else by the references."""
+        shown = [subject.photographs or subject.references for subject in self.subjects]
+        return frozenset(shown) if all(isinstance(each, Path) for images in shown for each in images) else self.row
 
 
 class Benchmark(NamedTuple):
@@ -126,9 +128,10 @@ def open_mask(source: Source, size: tuple[int, int]) -> np.ndarray:
 class _Reader:
     """Reads entries, and opens each file once to see whether it is an image."""
 
-    def __init__(self, root: Path, photographs_from_folders: bool):
-        self.root = Path(os.path.normpath(root))
+    def __init__(self, root: Path, photographs_from_folders: bool, masks: Iterable[str] = ()):
+        self.root = Path(os.path.abspath(root))  # of a relative one, it could not be told what leads out of it
         self.photographs_from_folders = photographs_from_folders
+        self.masks = {Path(os.path.normpath(self.root / path)) for path in masks}
         self.sizes: dict[Path, tuple[int, int] | str] = {}
 
     def item(self, entry: Any, row: int) -> Item:
@@ -137,6 +140,7 @@ class _Reader:
         prompt = entry.get("prompt")
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError("`prompt` is missing or empty")
+        prompt.encode()  # raises where it holds halves of characters, which no tokenizer takes
         paths = self._list(entry, "image_paths", None)
         if not paths:
             raise ValueError("`image_paths` is missing or empty: there is no subject to compare with")
@@ -210,9 +214,12 @@ class _Reader:
             return tuple(self._file(path, f"`photographs`[{subject}][{i}]") for i, path in enumerate(given))
         if not self.photographs_from_folders:
             return ()
-        names = sorted(path.name for path in reference.parent.iterdir() if path.suffix.lower() in SUFFIXES)
-        folder = reference.parent.relative_to(self.root)
-        return tuple(self._file(str(folder / name), "a photograph beside a reference") for name in names)
+        beside = sorted(path for path in reference.parent.iterdir() if path.suffix.lower() in SUFFIXES)
+        return tuple(
+            self._file(str(path.relative_to(self.root)), "a photograph beside a reference")
+            for path in beside
+            if path not in self.masks
+        )
 
 
 def _box(value: Any, label: str) -> Box:
@@ -223,6 +230,13 @@ def _box(value: Any, label: str) -> Box:
             "0 <= top < bottom <= 1"
         )
     return tuple(map(float, value))
+
+
+def content_of(items: Iterable[Item]) -> str:
+    """A hash of the image files of a benchmark."""
+    found = {path for item in items for subject in item.subjects for part in subject[1:4] for path in part}
+    files = sorted(path for path in found if isinstance(path, Path))
+    return sha256(b"".join(sha256(path.read_bytes()).digest() for path in files)).hexdigest()[:16]
 
 
 def read_benchmark(
@@ -251,7 +265,14 @@ def read_benchmark(
         raise InputError(f"{path} is no JSON file: {error}") from error
     if not isinstance(entries, list) or not entries:
         raise InputError(f'{path} holds no list of entries, as in [{{"prompt": "a cat", "image_paths": ["cat.jpg"]}}]')
-    reader = _Reader(Path(root) if root is not None else path.parent, photographs_from_folders)
+    masks = (
+        mask
+        for entry in entries
+        if isinstance(entry, Mapping) and isinstance(entry.get("reference_masks"), list)
+        for mask in entry["reference_masks"]
+        if isinstance(mask, str)
+    )
+    reader = _Reader(Path(root) if root is not None else path.parent, photographs_from_folders, masks)
     items, problems = [], []
     for row, entry in enumerate(entries):
         try:

@@ -71,7 +71,7 @@ def draw_images(
             continue
         try:
             image = draw_image(pipeline, item, seed + number, **settings)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:  # as of settings of a wrong type
             problems[item.row] = f"{type(pipeline).__name__} refuses it: {error}"
             continue
         unfinished = path.with_suffix(".part")

@@ -38,6 +38,10 @@ class Embedder:
             Where it runs, from its first use on. Defaults to the GPU, if there is one.
         batch_size (`int`, *optional*, defaults to `32`):
             Images, or texts, in one forward.
+
+    Raises:
+        OSError: If there is no such model.
+        ValueError: If it can't look at images, or gives no numbers.
     """
 
     def __init__(self, name: str, device: str | torch.device | None = None, batch_size: int = 32):
@@ -64,6 +68,17 @@ class Embedder:
                 image_mean=IMAGENET_DEFAULT_MEAN,
                 image_std=IMAGENET_DEFAULT_STD,
             )
+        self._try()
+
+    def _try(self):
+        """Better now than after hours of drawing."""
+        try:
+            vector_1D = self.images([PIL.Image.new("RGB", (224, 224), "grey")])
+        except Exception as error:  # each kind of model fails in its own way
+            raise ValueError(f"the model {self.name} can't look at images: {error}") from error
+        if not np.isfinite(vector_1D).all():
+            raise ValueError(f"the model {self.name} gives vectors that are not finite: its weights are broken")
+        self.model.to("cpu")  # until it is needed
 
     def images(self, images: Sequence[PIL.Image.Image]) -> np.ndarray:
         """

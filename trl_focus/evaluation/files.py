@@ -31,6 +31,8 @@ def keep_settings(output_dir: str | Path, settings: Mapping[str, Any]):
         InputError: If the folder holds a run of other settings; says which differ. One that left nothing else is none.
     """
     path = Path(output_dir) / "settings.json"
+    if path.parent.is_file():
+        raise InputError(f"{path.parent} is a file: name a folder")
     settings = json.loads(json.dumps(settings))
     if path.is_file():
         try:

@@ -6,6 +6,7 @@ stand in for the boxes of the benchmark.
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from math import ceil, floor
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +24,8 @@ class Instance(NamedTuple):
     Something in an image that may be one of the subjects.
 
     Attributes:
-        box (`tuple[int, int, int, int]`):
-            Left, top, right and bottom in pixels; right and bottom lie outside.
+        box (`tuple[float, float, float, float]`):
+            Left, top, right and bottom in pixels; right and bottom lie outside. What is cut out has whole pixels.
         mask (`np.ndarray` of shape `(H, W)`, *optional*):
             Its mask on the whole image, in [0, 1]. What it leaves out becomes grey.
         subject (`int`, *optional*):
@@ -34,7 +35,7 @@ class Instance(NamedTuple):
             Why it can't be relied on. It is measured nevertheless, but its mask is not trained on.
     """
 
-    box: tuple[int, int, int, int]
+    box: tuple[float, float, float, float]
     mask: np.ndarray | None = None
     subject: int | None = None
     doubt: str | None = None
@@ -44,14 +45,13 @@ FindInstances = Callable[[PIL.Image.Image, Item], Sequence[Instance] | None]  # 
 
 
 def asked_boxes(image: PIL.Image.Image, item: Item) -> list[Instance] | None:
-    """The boxes in which the benchmark asks for its subjects; `None` where it does not say."""
-    if all(subject.box is None for subject in item.subjects):
-        return None
+    """The boxes in which the benchmark asks for its subjects; `None` where it does not say of all."""
+    if any(subject.box is None for subject in item.subjects):
+        return None  # a subject of which nothing is said is not a subject that is lost
     scale = (*image.size, *image.size)
     return [
         Instance(tuple(round(side * length) for side, length in zip(subject.box, scale, strict=True)), subject=index)
         for index, subject in enumerate(item.subjects)
-        if subject.box is not None
     ]
 
 
@@ -126,8 +126,12 @@ def usable(instances: Sequence[Instance], image: PIL.Image.Image, item: Item) ->
                     number, *instance.mask.shape[::-1], width, height
                 )
             )
+        if instance.subject is not None and not 0 <= instance.subject < len(item.subjects):
+            raise ValueError(
+                f"instance {number} stands for subject {instance.subject}, and there are {len(item.subjects)}, from 0"
+            )
         left, top, right, bottom = instance.box
-        box = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+        box = max(floor(left), 0), max(floor(top), 0), min(ceil(right), width), min(ceil(bottom), height)
         empty = box[0] >= box[2] or box[1] >= box[3]
         if empty or (instance.mask is not None and not (instance.mask[box[1] : box[3], box[0] : box[2]] > 0.5).any()):
             if not instance.doubt:

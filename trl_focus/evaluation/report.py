@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import PIL.Image
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from .benchmark import Item, open_image
@@ -112,6 +113,13 @@ def shown_rows(summary: Summary) -> tuple[str, dict[str, list[int]]]:
     return score, {title: rows for title, rows in chosen.items() if rows}
 
 
+def _image_or_none(path: Path) -> PIL.Image.Image | None:
+    try:
+        return open_image(path)
+    except ValueError:  # it was told
+        return None
+
+
 def _sheets(
     output_dir: Path, summary: Summary, items: Sequence[Item], systems: Mapping[str, Path]
 ) -> list[dict[str, str]]:
@@ -125,7 +133,7 @@ def _sheets(
             images, notes = [], []
             for system, folder in systems.items():
                 path = image_path(Path(folder), row, 0)
-                images.append(open_image(path) if path.is_file() else None)
+                images.append(_image_or_none(path))
                 value = summary.rows.get(system, {}).get(score, {}).get(row)
                 notes.append("" if value is None else f"{score} {number(value)}")
             item = by_row[row]

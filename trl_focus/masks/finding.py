@@ -1,6 +1,8 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 """Subjects in the images of an evaluation, by the models that make masks."""
 
+from pathlib import Path
+
 import numpy as np
 import PIL.Image
 
@@ -11,6 +13,7 @@ from .detect import detect
 from .judge import Search, judge
 from .match import match
 from .models import load
+from .segment import segment
 from .settings import MaskSettings
 
 
@@ -35,6 +38,8 @@ def subject_finder(settings: MaskSettings) -> FindInstances:
     for kind, name in used.items():
         load(kind, name)
 
+    outlines: dict[Path, np.ndarray] = {}  # of references in files, each of which many items may name
+
     def find(image: PIL.Image.Image, item: Item) -> list[Instance]:
         names = [subject.name for subject in item.subjects]
         if settings.by == "name":
@@ -42,9 +47,9 @@ def subject_finder(settings: MaskSettings) -> FindInstances:
                 raise ValueError("its subjects have no names to be searched by")
             places = detect([image] * len(names), names, settings.detector)
         else:
-            places = _matched(image, item, settings.matcher)
+            places = _matched(image, item, settings, outlines)
         (found,) = judge([Search(item.row, "image", "image", image, names)], [places], settings)
-        doubt = "; ".join(found.doubts) or None
+        doubt = "; ".join(doubt.removeprefix("image: ") for doubt in found.doubts) or None
         instances = [
             Instance(mask_box(outline.mask_HW), outline.mask_HW.astype(np.float32), subject, doubt)
             for subject, outline in enumerate(found.outlines)
@@ -62,13 +67,26 @@ def nameless(item: Item) -> bool:
     return [subject.name for subject in item.subjects] == [str(i + 1) for i in range(len(item.subjects))]
 
 
-def _matched(image: PIL.Image.Image, item: Item, matcher: str) -> list[list[Found]]:
+def _matched(
+    image: PIL.Image.Image, item: Item, settings: MaskSettings, outlines: dict[Path, np.ndarray]
+) -> list[list[Found]]:
+    """Where the image may show each subject; `outlines` are those of references without a mask, and grow."""
     references, shown = [], []
     for index, subject in enumerate(item.subjects):
         masks = subject.masks or [None] * len(subject.references)
         for source, mask in zip(subject.references, masks, strict=True):
             reference = open_image(source)
-            whole_HW = np.ones(reference.size[::-1], np.float32)
-            references.append((reference, whole_HW if mask is None else open_mask(mask, reference.size)))
+            if mask is not None:
+                mask_HW = open_mask(mask, reference.size)
+            elif isinstance(source, Path) and source in outlines:
+                mask_HW = outlines[source]
+            else:  # as for `add_masks`: it shows its subject and little besides
+                ((outline,),) = segment([reference], [[(0, 0, *reference.size)]], settings.segmenter)
+                mask_HW = outline.mask_HW.astype(np.float32)
+                if not mask_HW.any():
+                    mask_HW = np.ones_like(mask_HW)
+                if isinstance(source, Path):
+                    outlines[source] = mask_HW
+            references.append((reference, mask_HW))
             shown.append(index)
-    return match([image], [references], [(shown, len(item.subjects))], matcher)[0]
+    return match([image], [references], [(shown, len(item.subjects))], settings.matcher)[0]
