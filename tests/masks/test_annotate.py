@@ -12,6 +12,8 @@ from trl_focus.errors import InputError
 from trl_focus.masks import MaskSettings, add_masks
 from trl_focus.masks.boxes import Found
 from trl_focus.masks.segment import Outline
+from trl_focus.masks.sheet import write_sheets
+from trl_focus.pairs import make_pairs, target_and_corrupted
 
 
 COLOURS = {"cat": (255, 0, 0), "dog": (0, 0, 255)}
@@ -102,6 +104,21 @@ def test_names_may_stand_with_the_references(seen):
     dataset = dataset_of(*rows).add_column("reference_subjects", [["dog", "cat"]])
     kept, _ = add_masks(dataset)
     assert [box_of(mask) for mask in kept[0]["chosen_masks"]] == [RIGHT, LEFT]
+
+
+def test_what_pairs_are_to_be_made_of(seen, tmp_path):
+    """Without `rejected`, as `trl-focus pairs corrupt` takes it."""
+    shown = {"references": [scene(("cat", TOP)), scene(("dog", TOP))], "reference_subjects": [0, 1], **NAMES}
+    rows = dataset_of(pair(BOTH, **shown), pair((("cat", LEFT),), **NAMES)).remove_columns("rejected")
+    kept, aside = add_masks(rows)
+    assert [box_of(mask) for mask in kept[0]["chosen_masks"]] == [LEFT, RIGHT]
+    assert not [name for name in kept.column_names if name.startswith("rejected")]
+    assert len(seen) == 2 + 2 * 2  # each reference for its name, each image for each name, and none twice
+    assert aside["row"][:] == [1] and "`chosen`: 'dog' is not found" in aside[0]["problems"][0]
+    for part in (kept, aside):
+        assert write_sheets(part, tmp_path / "sheets", "train") == 1
+    made = make_pairs(kept, "corrupt", target_and_corrupted(("colour",)), tmp_path / "out")
+    assert made.pairs == 1
 
 
 ASIDE = {

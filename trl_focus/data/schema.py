@@ -15,7 +15,7 @@ The preference schema: one row is one pair of images for one prompt, with option
 All but the first three are optional: a column may be missing, and None in place of a list says that the row has none.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import datasets
@@ -87,13 +87,17 @@ def require_dataset(dataset: Any) -> None:
         )
 
 
-def check_columns(dataset: datasets.Dataset | datasets.IterableDataset) -> None:
+def check_columns(
+    dataset: datasets.Dataset | datasets.IterableDataset, required: Sequence[str] = REQUIRED_COLUMNS
+) -> None:
     """
     Checks the names and types of a dataset's columns. What a stream without features has is not known before its rows.
 
     Args:
         dataset (`datasets.Dataset` or `datasets.IterableDataset`):
             Rows of the preference schema.
+        required (`Sequence[str]`, *optional*):
+            Columns that must be there. Defaults to those that training needs.
 
     Raises:
         ValueError: If a required column is missing.
@@ -102,7 +106,7 @@ def check_columns(dataset: datasets.Dataset | datasets.IterableDataset) -> None:
     require_dataset(dataset)
     if dataset.features is None:
         return
-    missing = [column for column in REQUIRED_COLUMNS if column not in dataset.features]
+    missing = [column for column in required if column not in dataset.features]
     if missing:
         raise ValueError(
             f"the dataset lacks the columns {listed(missing)}; it has {listed(dataset.features)}. Columns of another "

@@ -41,7 +41,7 @@ def add_masks(
 
     Args:
         dataset (`datasets.Dataset`):
-            Rows of the preference schema.
+            Rows of the preference schema, or without `rejected`, of which pairs are still to be made.
         settings ([`MaskSettings`], *optional*):
             How subjects are found.
         batch_size (`int`, *optional*, defaults to `8`):
@@ -51,7 +51,7 @@ def add_masks(
         `tuple[datasets.Dataset, datasets.Dataset]`: The rows whose masks can be relied on, and those set aside. Both have all
         columns of the given dataset and `chosen_masks`, `rejected_masks`, `reference_masks`; `chosen_confidences`,
         `rejected_confidences`, `reference_confidences` (in [0, 1], 0 for a subject that was not found, `None` for masks that
-        the row had); `row`, the index in the given dataset; and `problems`, sentences that begin with the column's name, none
+        the row had), those of `rejected` only if there is one; `row`, the index in the given dataset; and `problems`, sentences that begin with the column's name, none
         for the first. Rows set aside have what was found nevertheless, to be looked at.
 
     Raises:
@@ -60,7 +60,8 @@ def add_masks(
         OSError, ImportError: If a model can't be loaded.
     """
     settings = settings or MaskSettings()
-    check_columns(dataset)
+    searched = [name for name in ("chosen", "rejected") if name in dataset.column_names]
+    check_columns(dataset, ("prompt", "chosen"))
     wanted = {"name": ("subjects", "reference_subjects"), "reference": ("references",)}[settings.by]
     if not {*wanted} & {*dataset.column_names}:
         raise InputError(
@@ -78,11 +79,18 @@ def add_masks(
             remove_columns=known,
             features=MADE,
             # parts of the fingerprint
-            fn_kwargs={"settings": settings, "batch_size": batch_size, "version": __version__},
+            fn_kwargs={
+                "searched": searched,
+                "settings": settings,
+                "batch_size": batch_size,
+                "version": __version__,
+            },
             desc="Finding subjects",
         )
         .with_format(None)
     )
+    if "rejected" not in searched:
+        made = made.remove_columns(["rejected_masks", "rejected_confidences"])
     given = dataset.with_format(None).remove_columns([name for name in (*MADE, "row") if name in dataset.column_names])
     numbers = datasets.Dataset.from_dict({"row": list(range(len(dataset)))})
     joined = datasets.concatenate_datasets([given, made, numbers], axis=1)
@@ -90,14 +98,16 @@ def add_masks(
     return joined.select(sorted({*range(len(joined))} - {*aside})), joined.select(aside)
 
 
-def _annotate(table, settings: MaskSettings, batch_size: int, version: str) -> dict[str, list]:
+def _annotate(
+    table, searched: Sequence[str], settings: MaskSettings, batch_size: int, version: str
+) -> dict[str, list]:
     rows = table.to_pylist()
     made = [_made_before(row) for row in rows]
     for row, columns in zip(rows, made, strict=True):
-        columns["problems"] = inspect_row(row).problems
-        if not columns["problems"] and _lacks_masks(row, columns):
+        columns["problems"] = inspect_row({"rejected": row["chosen"], **row}).problems
+        if not columns["problems"] and _lacks_masks(row, columns, searched):
             columns["problems"] = _unsearchable(row, settings.by)
-    good = {number: _read(row) for number, row in enumerate(rows) if not made[number]["problems"]}
+    good = {number: _read(row, searched) for number, row in enumerate(rows) if not made[number]["problems"]}
     subjects = {number: subject_labels(rows[number]) for number in good}
     shown = {number: reference_subject_indices(rows[number]) for number in good}
 
@@ -115,7 +125,7 @@ def _annotate(table, settings: MaskSettings, batch_size: int, version: str) -> d
     searches = [
         Search(number, column, f"`{column}`", images[column], subjects[number])
         for number, images in good.items()
-        for column in ("chosen", "rejected")
+        for column in searched
         if made[number][f"{column}_masks"] is None
     ]
     if settings.by == "name":
@@ -148,8 +158,8 @@ def _made_before(row: Mapping[str, Any]) -> dict[str, Any]:
     return columns
 
 
-def _lacks_masks(row: Mapping[str, Any], columns: Mapping[str, Any]) -> bool:
-    wanted = [image for image in IMAGES if image != "reference" or row.get("references")]
+def _lacks_masks(row: Mapping[str, Any], columns: Mapping[str, Any], searched: Sequence[str]) -> bool:
+    wanted = [*searched, *(["reference"] if row.get("references") else [])]
     return any(columns[f"{image}_masks"] is None for image in wanted)
 
 
@@ -175,8 +185,8 @@ def _unsearchable(row: Mapping[str, Any], by: str) -> list[str]:
     return []
 
 
-def _read(row: Mapping[str, Any]) -> dict[str, Any]:
-    images = {name: decode_image(row[name]).convert("RGB") for name in ("chosen", "rejected")}
+def _read(row: Mapping[str, Any], searched: Sequence[str]) -> dict[str, Any]:
+    images = {name: decode_image(row[name]).convert("RGB") for name in searched}
     return {**images, "references": [decode_image(value).convert("RGB") for value in row.get("references") or []]}
 
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 """Picture sheets of masks, for a look at them before they are trained on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +27,28 @@ def draw_masks(row: Mapping[str, Any]) -> list[PIL.Image.Image]:
             A row as [`add_masks`] returns it.
 
     Returns:
-        `list[PIL.Image.Image]`: Chosen, rejected and the references, at most `SIDE` pixels wide and high; grey for an image
+        `list[PIL.Image.Image]`: Chosen, rejected if there is one, and the references, at most `SIDE` pixels wide and high; grey for an image
         that can't be decoded.
     """
     references = row.get("references") or []
-    if check_row(row):  # which subject is where may not be known
-        return [_drawn(image, [], []) for image in (row["chosen"], row["rejected"], *references)]
-    subjects, shown = subject_labels(row), reference_subject_indices(row)
+    shown = _columns(row)
+    if check_row({"rejected": row["chosen"], **row}):  # which subject is where may not be known
+        return [_drawn(image, [], []) for image in (*(row[name] for name in shown), *references)]
+    subjects, of_references = subject_labels(row), reference_subject_indices(row)
     drawn = []
-    for image in ("chosen", "rejected"):
+    for image in shown:
         masks, scores = row[f"{image}_masks"], row[f"{image}_confidences"]
         drawn.append(_drawn(row[image], masks or [], _labels(subjects, scores) if masks else []))
     masks = row["reference_masks"] or [None] * len(references)
     scores = row["reference_confidences"] or [None] * len(references)
-    for image, mask, score, subject in zip(references, masks, scores, shown, strict=True):
+    for image, mask, score, subject in zip(references, masks, scores, of_references, strict=True):
         before = [None] * subject  # a subject has one colour in all images
         drawn.append(_drawn(image, [*before, mask], [*before, *_labels([subjects[subject]], [score])]))
     return drawn
+
+
+def _columns(row: Container[str]) -> list[str]:
+    return [name for name in ("chosen", "rejected") if name in row]
 
 
 def _labels(subjects: Sequence[str], scores: Sequence[float | None] | None) -> list[str]:
@@ -65,7 +70,7 @@ def _drawn(value: Any, masks: Sequence[Any], labels: Sequence[str | None]) -> PI
 
 def _least(row: Mapping[str, Any]) -> float:
     """The lowest confidence of a row; 1 where all of its masks were given."""
-    return min((score for name in CONFIDENCES for score in row[name] or []), default=1.0)
+    return min((score for name in CONFIDENCES for score in row.get(name) or []), default=1.0)
 
 
 def _caption(row: Mapping[str, Any]) -> str:
@@ -92,7 +97,8 @@ def write_sheets(dataset: datasets.Dataset, folder: Path, name: str, most: int =
     Returns:
         `int`: Number of rows drawn.
     """
-    least = [_least(row) for row in dataset.select_columns(list(CONFIDENCES))]
+    made = [name for name in CONFIDENCES if name in dataset.column_names]
+    least = [_least(row) for row in dataset.select_columns(made)]
     order = sorted(range(len(dataset)), key=least.__getitem__)[:most]
     encoded = dataset.with_format("arrow")  # an image that can't be decoded is no reason to stop
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,6 +107,7 @@ def write_sheets(dataset: datasets.Dataset, folder: Path, name: str, most: int =
         pictures = [draw_masks(row) for row in rows]
         columns = max(map(len, pictures))
         filled = [[*row, *[None] * (columns - len(row))] for row in pictures]
-        titles = ["chosen", "rejected", *(f"reference {i}" for i in range(columns - 2))]
+        images = _columns(dataset.column_names)
+        titles = [*images, *(f"reference {i}" for i in range(columns - len(images)))]
         sheet(filled, titles, [_caption(row) for row in rows]).save(folder / f"{name}-{number:02d}.png")
     return len(order)
