@@ -142,6 +142,23 @@ def test_parts(part, folder, capsys):
     assert exit.value.code == 2 and "NUMBER/OF" in capsys.readouterr().err
 
 
+def test_part_beside_another_that_is_not_finished(folder, capsys):
+    unfinished = folder / "out" / "pairs" / "train-000001.part"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.write_bytes(b"half a file")
+    assert main(arguments("corrupt", folder, "--part=0/2", block_size=2)) == 0
+    assert "2 pairs;" in flat(capsys)
+
+
+def test_part_without_rows(folder, capsys):
+    part = ("--part=3/4",)
+    assert main(arguments("corrupt", folder, *part)) == 0
+    said = flat(capsys)
+    assert "There was no row for this part" in said and "no pair to train on" not in said
+    assert main(arguments("corrupt", folder, "--part=0/4")) == main(arguments("corrupt", folder, *part)) == 0
+    assert "To train on them" in flat(capsys)
+
+
 def test_subjects_are_found_by_their_names(folder, models, tmp_path, capsys, monkeypatch):
     seeing = {"detector": save_detector(tmp_path / "owl"), "segmenter": save_segmenter(tmp_path / "sam")}
     options = {**models, **seeing, "find": "name", "confidence": 0, "margin": 0, "n_samples": 2}

@@ -139,11 +139,17 @@ def run(args) -> int:
         + f"; {len(made.problems)} rows with problems.",
         soft_wrap=True,
     )
-    if not made.pairs:
+    idle = len(dataset) > 0 and not (made.pairs or made.without or made.problems)
+    if idle:
+        console.print("There was no row for this part: there are fewer blocks of rows than parts.")
+    folder = Path(args.output_dir) / "pairs"
+    files = [str(file) for file in folder.glob("*.parquet")]  # beside them is what another part has not finished
+    if not files:
+        if idle:
+            return 0
         console.print("There is no pair to train on.")
         return 2
-    folder = Path(args.output_dir) / "pairs"
-    unmasked = pyarrow.dataset.dataset(folder).count_rows(filter=pyarrow.dataset.field("chosen_masks").is_null())
+    unmasked = pyarrow.dataset.dataset(files).count_rows(filter=pyarrow.dataset.field("chosen_masks").is_null())
     if args.find and unmasked:
         console.print(f"{unmasked} of the pairs have no masks: not all of their subjects were found for sure.")
     masks = " --focus_prior similarity" if unmasked else ""
