@@ -176,11 +176,17 @@ def test_subjects_are_found_by_their_names(folder, models, tmp_path, capsys, mon
     assert main(arguments("best-worst", folder, **options, overlap=0.1)) == 2
     assert "holds a run of other settings: overlap" in flat(capsys)
 
-    datasets.load_from_disk(folder / "data").remove_columns("subjects").save_to_disk(folder / "nameless")
-    assert (
-        main(["pairs", "best-worst", str(folder / "nameless"), *arguments("best-worst", folder, **options)[3:]]) == 2
-    )
-    assert "the dataset has no column `subjects`: add it, or set `--find reference`" in flat(capsys)
+
+@pytest.mark.parametrize("column", [None, "subjects"])
+def test_no_names_to_search_by(column, folder, capsys):
+    """Neither a column, nor anything in it."""
+    dataset = datasets.load_from_disk(folder / "data").remove_columns("subjects")
+    if column:
+        dataset = dataset.add_column(column, [None] * 3, feature=datasets.List(datasets.Value("string")))
+    dataset.save_to_disk(folder / "nameless")
+    words = arguments("best-worst", folder, model="a", find="name")
+    assert main(["pairs", "best-worst", str(folder / "nameless"), *words[3:]]) == 2
+    assert "no row of the dataset names its own: give it `subjects`, or set `--find reference`" in flat(capsys)
 
 
 def test_unreadable_image_of_a_reference(tmp_path, capsys):

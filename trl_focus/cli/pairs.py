@@ -103,9 +103,10 @@ def run(args) -> int:
         dataset = load_preferences(args.dataset, args.config, args.split, args.revision)
         if args.rows is not None:
             dataset = dataset.select(range(min(args.rows, len(dataset))))
-        if args.find == "name" and "subjects" not in dataset.column_names:
+        if args.find == "name" and not _has_names(dataset):
             raise InputError(
-                "subjects are searched by name, and the dataset has no column `subjects`: add it, or set `--find reference`"
+                "subjects are searched by name, and no row of the dataset names its own: give it `subjects`, or set "
+                "`--find reference`"
             )
         names = ("mode", "dataset", "config", "split", "revision", "rows", "seed", "block_size")
         drawn = (
@@ -155,6 +156,13 @@ def run(args) -> int:
     masks = " --focus_prior similarity" if unmasked else ""
     console.print(f"To train on them: trl-focus train focus --dataset_name {folder}{masks} ...", soft_wrap=True)
     return 0
+
+
+def _has_names(dataset) -> bool:
+    from ..data.rows import subject_names
+
+    columns = [name for name in ("subjects", "reference_subjects") if name in dataset.column_names]
+    return bool(columns) and any(map(subject_names, dataset.select_columns(columns)))
 
 
 def _maker(args, kinds: tuple[str, ...]):

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 from datasets import Features, Value
 
-from ..data.rows import check_row, reference_subject_indices, subject_count
+from ..data.rows import check_row, reference_subject_indices, subject_count, subject_names
 from ..data.schema import COLUMNS, FEATURES
 from ..evaluation.benchmark import Item, Subject
 
@@ -45,7 +45,7 @@ def check_source(row: Mapping[str, Any]):
 
 def item_of(row: Mapping[str, Any], number: int) -> Item:
     """
-    What a row asks for.
+    What a row asks for. Subjects without names are numbered from "1" on, for people to tell them apart.
 
     Args:
         row (`Mapping`):
@@ -62,7 +62,7 @@ def item_of(row: Mapping[str, Any], number: int) -> Item:
     masks = tuple(row.get("reference_masks") or [None] * len(references))
     shown = reference_subject_indices(row)
     count = max(subject_count({"chosen_masks": None, "rejected_masks": None, **row}), max(shown) + 1)
-    names = row.get("subjects") or [str(i + 1) for i in range(count)]
+    names = subject_names(row) or [str(i + 1) for i in range(count)]
     subjects = []
     for s, name in enumerate(names):
         own = [i for i, subject in enumerate(shown) if subject == s]

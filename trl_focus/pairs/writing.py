@@ -12,7 +12,7 @@ from datasets.table import embed_table_storage
 from pyarrow import parquet
 from tqdm.auto import tqdm
 
-from ..data.rows import reference_subject_indices
+from ..data.rows import reference_subject_indices, subject_names
 from ..data.schema import COLUMNS
 from ..evaluation.files import write_whole
 from .makers import Maker, NoPairError
@@ -55,7 +55,7 @@ def _row(
     return {
         **known,
         **made,
-        "subjects": [subject.name for subject in item.subjects],
+        "subjects": subject_names(source),  # none where nobody gave some: a number is nothing to search for
         "reference_subjects": reference_subject_indices(source),
         "source_row": number,
         "kind": kind,
