@@ -84,6 +84,17 @@ def test_target(folder, models, capsys):
     assert all(not np.array_equal(pairs[i]["rejected"], source[i]["chosen"]) for i in range(3))
 
 
+def test_target_of_another_shape(folder, models, capsys):
+    columns = ["rejected", "rejected_masks"]
+    make_pairs(2, (128, 96), n_references=1).remove_columns(columns).save_to_disk(folder / "wide")
+    words = arguments("target", folder, **models, margin=-2, n_samples=1)
+    assert main(["pairs", "target", str(folder / "wide"), *words[3:]]) == 2
+    said = flat(capsys)
+    assert "row 1: `rejected` is 64x64 pixels and `chosen` 128x96: the aspect ratios differ too much" in said
+    assert "There is no pair to train on: `--call` needs the target's `height` and `width`." in said
+    assert not [*(folder / "out" / "pairs").iterdir()]
+
+
 def test_corrupt_needs_no_model(folder, capsys):
     assert main(arguments("corrupt", folder, "--kinds", "colour", "blur", block_size=2)) == 0
     pairs = pairs_of(folder)
@@ -117,13 +128,21 @@ def test_no_pair(folder, models, capsys):
         ("corrupt", {"lora": "a"}, "`--lora` is loaded into a pipeline"),
         ("best-worst", {"model": "a", "n_samples": 1}, "of two images at least"),
         ("corrupt", {"kinds": "melt"}, "`--kinds` has melt; there are colour, texture"),
-        ("best-worst", {"model": "a", "weights": '{"identity": "much"}'}, "are a number for each score"),
-        ("best-worst", {"model": "a", "weights": "{}"}, "are a number for each score"),
+        ("best-worst", {"model": "a", "weights": '{"identity": "much"}'}, "are a finite number for each score"),
+        ("best-worst", {"model": "a", "weights": "{}"}, "are a finite number for each score"),
         (
             "best-worst",
             {"model": "a", "weights": '{"beauty": 1}'},
             "`--weights` has beauty; there are instances/identity",
         ),
+        (
+            "best-worst",
+            {"model": "a", "weights": '{"dino/photographs": 1}'},
+            "`--weights` has dino/photographs; there are instances/identity",
+        ),
+        ("best-worst", {"model": "a", "weights": '{"identity": NaN}'}, "are a finite number for each score"),
+        ("best-worst", {"model": "a", "weights": '{"identity": -Infinity}'}, "are a finite number for each score"),
+        ("best-worst", {"model": "a", "margin": "nan"}, "`--margin` is nan: give a finite number"),
         ("corrupt", {"split": "none"}, "no split 'none'"),
         ("corrupt", {"find": "name"}, "draws nothing to search in: leave `--find` out"),
         ("target", {"model": "a", "missing": "absent"}, "`--missing`: without `--find`, no subjects are searched"),

@@ -279,6 +279,17 @@ class TestBlocks:
         assert self.make(table(row(prompt="")), tmp_path).pairs == 0
         assert not [*(tmp_path / "pairs").iterdir()]
 
+    def test_pair_that_training_would_refuse(self, tmp_path):
+        def make(source, item, seed):
+            return {"chosen": plain("red"), "rejected": plain("blue" if seed else "red"), "provenance": {}}
+
+        def unfit(source, item, seed):
+            return {**make(source, item, 1), "chosen_masks": [None, None]}
+
+        made = self.make(table(row(), row()), tmp_path / "ties", make, seeds_per_row=1)
+        assert made.pairs == 1 and "the same picture" in dict(made.problems)[0]
+        assert "`chosen_masks` has length 2" in self.make(table(row()), tmp_path / "masks", unfit).problems[0][1]
+
     def test_masks_go_through(self, tmp_path):
         mask, image = PIL.Image.new("L", (64, 64)), plain("gray")
         mask.paste(255, (16, 16, 48, 48))

@@ -59,6 +59,7 @@ def add_parser(subparsers):
 
 def run(args) -> int:
     import sys
+    from math import isfinite
     from pathlib import Path
 
     import pyarrow.dataset
@@ -82,16 +83,21 @@ def run(args) -> int:
         raise InputError("the best against the worst are of two images at least: set `--n_samples`")
     if args.weights is None:
         args.weights = {"instances/identity" if args.find else "identity": 1.0}
-    if not args.weights or not all(isinstance(value, int | float) for value in args.weights.values()):
-        raise InputError("`--weights` are a number for each score that counts, and one at least")
+    if not args.weights or not all(
+        isinstance(value, int | float) and isfinite(value) for value in args.weights.values()
+    ):
+        raise InputError("`--weights` are a finite number for each score that counts, and one at least")
+    if not isfinite(args.margin):
+        raise InputError(f"`--margin` is {args.margin}: give a finite number")
 
     from ..data.loading import load_preferences
     from ..evaluation.files import keep_settings
     from ..evaluation.summary import NAMES
     from ..pairs import CORRUPTIONS, make_pairs
 
-    if unknown := [name for name in args.weights if name not in NAMES]:
-        raise InputError(f"`--weights` has {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    scores = [name for name in NAMES if not name.endswith("/photographs")]  # which benchmarks have, and no data set
+    if unknown := [name for name in args.weights if name not in scores]:
+        raise InputError(f"`--weights` has {', '.join(unknown)}; there are {', '.join(scores)}")
     if not args.find and (apart := [name for name in args.weights if name.startswith("instances/")]):
         raise InputError(
             f"`--weights` has {apart[0]}, of subjects that are cut out, and nothing finds them: set `--find`"
@@ -148,7 +154,9 @@ def run(args) -> int:
     if not files:
         if idle:
             return 0
-        console.print("There is no pair to train on.")
+        distorted = made.problems and all("aspect ratios" in problem for _, problem in made.problems)
+        hint = ": `--call` needs the target's `height` and `width`" if args.mode == "target" and distorted else ""
+        console.print(f"There is no pair to train on{hint}.", soft_wrap=True)
         return 2
     unmasked = pyarrow.dataset.dataset(files).count_rows(filter=pyarrow.dataset.field("chosen_masks").is_null())
     if args.find and unmasked:

@@ -11,8 +11,10 @@ import numpy as np
 import PIL.Image
 from datasets import Features, Value
 
-from ..data.rows import check_row, reference_subject_indices, subject_count, subject_names
+from ..data.layout import LayoutRule
+from ..data.rows import check_row, inspect_row, reference_subject_indices, subject_count, subject_names
 from ..data.schema import COLUMNS, FEATURES
+from ..data.validation import TIE
 from ..evaluation.benchmark import Item, Subject
 
 
@@ -41,6 +43,20 @@ def check_source(row: Mapping[str, Any]):
     known["chosen"] = _BLANK if known["chosen"] is None else known["chosen"]
     if problems := check_row({**known, "rejected": _BLANK}):
         raise ValueError("; ".join(problems))
+
+
+def check_pair(row: Mapping[str, Any]):
+    """
+    Checks a finished pair: training and `trl-focus validate` take it as it is.
+
+    Raises:
+        ValueError: If it has problems; names all of them.
+    """
+    report = inspect_row(row)
+    if problems := [*report.problems, *([TIE] if report.tie else [])]:
+        raise ValueError("; ".join(problems))
+    # At any resolution: what it refuses are aspect ratios
+    LayoutRule(resolution=1024, multiple=16).target(report.chosen_size, report.rejected_size)
 
 
 def item_of(row: Mapping[str, Any], number: int) -> Item:
