@@ -125,7 +125,13 @@ def test_no_pair(folder, models, capsys):
     [
         ("best-worst", {}, "best-worst draws images: give a pipeline"),
         ("target", {}, "target draws images"),
-        ("corrupt", {"lora": "a"}, "`--lora` is loaded into a pipeline"),
+        ("corrupt", {"lora": "a", "n_samples": 4, "margin": 0}, "leave `--lora`, `--n_samples`, `--margin` out"),
+        ("corrupt", {"call": "{}", "overlap": 0.5}, "leave `--call`, `--overlap` out"),
+        (
+            "best-worst",
+            {"model": "a", "kinds": "blur"},
+            "best-worst draws images, and spoils none: leave `--kinds` out",
+        ),
         ("best-worst", {"model": "a", "n_samples": 1}, "of two images at least"),
         ("corrupt", {"kinds": "melt"}, "`--kinds` has melt; there are colour, texture"),
         ("best-worst", {"model": "a", "weights": '{"identity": "much"}'}, "are a finite number for each score"),
@@ -144,7 +150,7 @@ def test_no_pair(folder, models, capsys):
         ("best-worst", {"model": "a", "weights": '{"identity": -Infinity}'}, "are a finite number for each score"),
         ("best-worst", {"model": "a", "margin": "nan"}, "`--margin` is nan: give a finite number"),
         ("corrupt", {"split": "none"}, "no split 'none'"),
-        ("corrupt", {"find": "name"}, "draws nothing to search in: leave `--find` out"),
+        ("corrupt", {"find": "name"}, "draws and compares nothing: leave `--find` out"),
         ("target", {"model": "a", "missing": "absent"}, "`--missing`: without `--find`, no subjects are searched"),
         ("target", {"model": "a", "weights": '{"instances/found": 1}'}, "and nothing finds them: set `--find`"),
     ],

@@ -7,6 +7,21 @@ from .arguments import count, mapping
 
 
 MODES = ("best-worst", "target", "corrupt")
+# Of the modes that draw, with the defaults. The parser leaves them at `None`, which tells what was given
+DRAWING = {
+    "model": None,
+    "lora": None,
+    "call": {},
+    "model_init_kwargs": {},
+    "n_samples": 4,
+    "weights": None,  # by `find`
+    "margin": 0.05,
+    "dino": None,
+    "clip": None,
+    "identity_model": None,
+    "find": None,
+    "offload": False,
+}
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -32,7 +47,7 @@ def add_parser(subparsers):
     parser.add_argument("--revision", help="branch, tag or commit on the Hub")
     parser.add_argument("--rows", type=count, metavar="N", help="take the first N rows (default: all)")
     pipelines.add_arguments(parser)
-    parser.add_argument("--n_samples", type=count, default=4, help="images drawn of each row (default: 4)")
+    parser.add_argument("--n_samples", type=count, help="images drawn of each row (default: 4)")
     parser.add_argument(
         "--weights",
         type=mapping,
@@ -40,7 +55,7 @@ def add_parser(subparsers):
         help='weights of the scores by which images are compared, as in {"identity": 1, "clip_t": 0.5} (default: identity '
         "alone, of each subject where `--find` is given)",
     )
-    parser.add_argument("--margin", type=float, default=0.05, help="least difference of such sums (default: 0.05)")
+    parser.add_argument("--margin", type=float, help="least difference of such sums (default: 0.05)")
     parser.add_argument("--dino", metavar="MODEL", help="of scores dino/... (default: facebook/dino-vits16)")
     parser.add_argument(
         "--clip", metavar="MODEL", help="of clip_t and clip_i/... (default: openai/clip-vit-base-patch32)"
@@ -54,6 +69,7 @@ def add_parser(subparsers):
     )
     parser.add_argument("--block_size", type=count, default=32, help="rows that are written at once (default: 32)")
     parser.add_argument("--part", type=_part, default=(0, 1), metavar="NUMBER/OF", help="share of several processes")
+    parser.set_defaults(**dict.fromkeys(DRAWING))
     return parser
 
 
@@ -72,13 +88,20 @@ def run(args) -> int:
     if not sys.stderr.isatty():
         disable_progress_bars()
 
-    searched = finding.told(args)
-    if args.mode == "corrupt" and args.find:
-        raise InputError("corrupt spoils subjects by their masks, and draws nothing to search in: leave `--find` out")
-    if args.mode != "corrupt" and not args.model:
+    if args.mode == "corrupt":
+        if given := [name for name in (*DRAWING, *finding.OPTIONS) if getattr(args, name) is not None]:
+            options = ", ".join(f"`--{name}`" for name in given)
+            raise InputError(
+                f"corrupt spoils subjects by their masks, and draws and compares nothing: leave {options} out"
+            )
+    elif args.kinds is not None:
+        raise InputError(f"{args.mode} draws images, and spoils none: leave `--kinds` out")
+    elif not args.model:
         raise InputError(f"{args.mode} draws images: give a pipeline, as `--model`")
-    if args.lora and not args.model:
-        raise InputError("`--lora` is loaded into a pipeline: give it, as `--model`")
+    for name, default in DRAWING.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    searched = finding.told(args)
     if args.mode == "best-worst" and args.n_samples < 2:
         raise InputError("the best against the worst are of two images at least: set `--n_samples`")
     if args.weights is None:
@@ -115,18 +138,8 @@ def run(args) -> int:
                 "`--find reference`"
             )
         names = ("mode", "dataset", "config", "split", "revision", "rows", "seed", "block_size")
-        drawn = (
-            "model",
-            "lora",
-            "call",
-            "model_init_kwargs",
-            "n_samples",
-            "weights",
-            "margin",
-            "dino",
-            "clip",
-            "identity_model",
-        )
+        # `searched` tells of `find`, and an offloaded pipeline draws the same images
+        drawn = [name for name in DRAWING if name not in ("find", "offload")]
         settings = {name: getattr(args, name) for name in names}
         settings |= (
             {"kinds": kinds} if args.mode == "corrupt" else {name: getattr(args, name) for name in drawn} | searched
