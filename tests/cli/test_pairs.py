@@ -84,6 +84,17 @@ def test_target(folder, models, capsys):
     assert all(not np.array_equal(pairs[i]["rejected"], source[i]["chosen"]) for i in range(3))
 
 
+def test_target_of_another_shape(folder, models, capsys):
+    columns = ["rejected", "rejected_masks"]
+    make_pairs(2, (128, 96), n_references=1).remove_columns(columns).save_to_disk(folder / "wide")
+    words = arguments("target", folder, **models, margin=-2, n_samples=1)
+    assert main(["pairs", "target", str(folder / "wide"), *words[3:]]) == 2
+    said = flat(capsys)
+    assert "row 1: `rejected` is 64x64 pixels and `chosen` 128x96: the aspect ratios differ too much" in said
+    assert "There is no pair to train on: `--call` needs the target's `height` and `width`." in said
+    assert not [*(folder / "out" / "pairs").iterdir()]
+
+
 def test_corrupt_needs_no_model(folder, capsys):
     assert main(arguments("corrupt", folder, "--kinds", "colour", "blur", block_size=2)) == 0
     pairs = pairs_of(folder)
@@ -114,18 +125,32 @@ def test_no_pair(folder, models, capsys):
     [
         ("best-worst", {}, "best-worst draws images: give a pipeline"),
         ("target", {}, "target draws images"),
-        ("corrupt", {"lora": "a"}, "`--lora` is loaded into a pipeline"),
+        ("corrupt", {"lora": "a", "n_samples": 4, "margin": 0}, "leave `--lora`, `--n_samples`, `--margin` out"),
+        ("corrupt", {"call": "{}", "overlap": 0.5}, "leave `--call`, `--overlap` out"),
+        (
+            "best-worst",
+            {"model": "a", "kinds": "blur"},
+            "best-worst draws images, and spoils none: leave `--kinds` out",
+        ),
         ("best-worst", {"model": "a", "n_samples": 1}, "of two images at least"),
         ("corrupt", {"kinds": "melt"}, "`--kinds` has melt; there are colour, texture"),
-        ("best-worst", {"model": "a", "weights": '{"identity": "much"}'}, "are a number for each score"),
-        ("best-worst", {"model": "a", "weights": "{}"}, "are a number for each score"),
+        ("best-worst", {"model": "a", "weights": '{"identity": "much"}'}, "are a finite number for each score"),
+        ("best-worst", {"model": "a", "weights": "{}"}, "are a finite number for each score"),
         (
             "best-worst",
             {"model": "a", "weights": '{"beauty": 1}'},
             "`--weights` has beauty; there are instances/identity",
         ),
+        (
+            "best-worst",
+            {"model": "a", "weights": '{"dino/photographs": 1}'},
+            "`--weights` has dino/photographs; there are instances/identity",
+        ),
+        ("best-worst", {"model": "a", "weights": '{"identity": NaN}'}, "are a finite number for each score"),
+        ("best-worst", {"model": "a", "weights": '{"identity": -Infinity}'}, "are a finite number for each score"),
+        ("best-worst", {"model": "a", "margin": "nan"}, "`--margin` is nan: give a finite number"),
         ("corrupt", {"split": "none"}, "no split 'none'"),
-        ("corrupt", {"find": "name"}, "draws nothing to search in: leave `--find` out"),
+        ("corrupt", {"find": "name"}, "draws and compares nothing: leave `--find` out"),
         ("target", {"model": "a", "missing": "absent"}, "`--missing`: without `--find`, no subjects are searched"),
         ("target", {"model": "a", "weights": '{"instances/found": 1}'}, "and nothing finds them: set `--find`"),
     ],
@@ -140,6 +165,23 @@ def test_parts(part, folder, capsys):
     with pytest.raises(SystemExit) as exit:
         main(arguments("corrupt", folder, f"--part={part}"))
     assert exit.value.code == 2 and "NUMBER/OF" in capsys.readouterr().err
+
+
+def test_part_beside_another_that_is_not_finished(folder, capsys):
+    unfinished = folder / "out" / "pairs" / "train-000001.part"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.write_bytes(b"half a file")
+    assert main(arguments("corrupt", folder, "--part=0/2", block_size=2)) == 0
+    assert "2 pairs;" in flat(capsys)
+
+
+def test_part_without_rows(folder, capsys):
+    part = ("--part=3/4",)
+    assert main(arguments("corrupt", folder, *part)) == 0
+    said = flat(capsys)
+    assert "There was no row for this part" in said and "no pair to train on" not in said
+    assert main(arguments("corrupt", folder, "--part=0/4")) == main(arguments("corrupt", folder, *part)) == 0
+    assert "To train on them" in flat(capsys)
 
 
 def test_subjects_are_found_by_their_names(folder, models, tmp_path, capsys, monkeypatch):
@@ -159,11 +201,17 @@ def test_subjects_are_found_by_their_names(folder, models, tmp_path, capsys, mon
     assert main(arguments("best-worst", folder, **options, overlap=0.1)) == 2
     assert "holds a run of other settings: overlap" in flat(capsys)
 
-    datasets.load_from_disk(folder / "data").remove_columns("subjects").save_to_disk(folder / "nameless")
-    assert (
-        main(["pairs", "best-worst", str(folder / "nameless"), *arguments("best-worst", folder, **options)[3:]]) == 2
-    )
-    assert "the dataset has no column `subjects`: add it, or set `--find reference`" in flat(capsys)
+
+@pytest.mark.parametrize("column", [None, "subjects"])
+def test_no_names_to_search_by(column, folder, capsys):
+    """Neither a column, nor anything in it."""
+    dataset = datasets.load_from_disk(folder / "data").remove_columns("subjects")
+    if column:
+        dataset = dataset.add_column(column, [None] * 3, feature=datasets.List(datasets.Value("string")))
+    dataset.save_to_disk(folder / "nameless")
+    words = arguments("best-worst", folder, model="a", find="name")
+    assert main(["pairs", "best-worst", str(folder / "nameless"), *words[3:]]) == 2
+    assert "no row of the dataset names its own: give it `subjects`, or set `--find reference`" in flat(capsys)
 
 
 def test_unreadable_image_of_a_reference(tmp_path, capsys):

@@ -78,8 +78,18 @@ def test_goes_on(folder, started):
     assert start(rounds=1, method="dpo") == 0
     assert started[1][1] == "dpo"
     started.clear()
-    assert start() == 0
+    assert start(method="dpo") == 0
     assert [words[0] for words in started] == ["pairs", "pairs", "train"]  # pairs that are there are not made again
+
+
+@pytest.mark.parametrize(
+    "changes", [{"train": {"max_steps": 2}}, {"pairs": {**CONFIG["pairs"], "n_samples": 3}}, {"method": "dpo"}]
+)
+def test_other_settings(changes, folder, started, capsys):
+    assert start() == 0
+    started.clear()
+    assert start(**changes) == 2 and not started
+    assert f"holds a run of other settings: {next(iter(changes))}" in capsys.readouterr().err
 
 
 def test_stops_where_a_command_fails(folder, monkeypatch):
@@ -102,11 +112,19 @@ def test_words():
         ({"method": "sft"}, "`method` is 'sft'; there are focus, dpo"),
         ({"pairs": "data"}, "`pairs` is 'data', no mapping"),
         ({"pairs": {"mode": "best-worst"}}, "`pairs` lacks dataset"),
+        ({"pairs": {"mode": "corrupt", "dataset": "data"}}, "which draws nothing with the model"),
+        (
+            {"train": {"max_stepz": 1}},
+            "`train`: the configuration file has the unknown field `max_stepz`: did you mean",
+        ),
+        ({"train": {"max_steps": "many"}}, "`train`: argument --max_steps"),
+        ({"train": {"max_steps": 0.5}}, "`train`: `max_steps` is 0.5 in the configuration file"),
+        ({"train": {"crop": "centre"}}, "`train`: `crop` is 'centre'; there are none, center, random"),
         ({"train": {"output_dir": "a"}}, "`train` has output_dir, which each round sets itself"),
     ],
 )
-def test_what_can_not_be_used(changes, message, folder, capsys):
-    assert start(**changes) == 2
+def test_what_can_not_be_used(changes, message, folder, started, capsys):
+    assert start(**changes) == 2 and not started
     assert message in capsys.readouterr().err
 
 

@@ -1,5 +1,7 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
+import json
+
 import datasets
 import numpy as np
 import pytest
@@ -40,6 +42,30 @@ def test_edited(pairs):
     assert same(rows[0]["chosen_masks"][0], pairs[0]["rejected_masks"][0])
     assert same(rows[1]["chosen"], pairs[3]["chosen"])
     assert rows["chosen_confidences"][:] == [[0.1], [0.5]]  # there is none of rejected to change places with
+
+
+def test_what_compares_the_images_is_turned(pairs):
+    told = {
+        "model": "a",
+        "seeds": {"chosen": 1, "rejected": 2},
+        "scores": {"chosen": {"b": 0.5}, "rejected": {"b": 0.25}},
+    }
+    only = json.dumps({"corruption": "blur", "seed": 3})
+    pairs = pairs.add_column("margin", [0.25, None, 0.5, 0.125])
+    pairs = pairs.add_column("provenance", [json.dumps(told), only, json.dumps({"seeds": {"rejected": 4}}), None])
+    rows = edited(pairs, Edits(frozenset({0, 1, 2}), frozenset()))
+    assert rows.features == pairs.features and same(rows[0]["chosen"], pairs[0]["rejected"])
+    assert rows["margin"][:] == [-0.25, None, -0.5, 0.125]
+    turned = {
+        "model": "a",
+        "seeds": {"rejected": 1, "chosen": 2},
+        "scores": {"rejected": {"b": 0.5}, "chosen": {"b": 0.25}},
+    }
+    assert json.loads(rows["provenance"][0]) == turned
+    assert rows["provenance"][1:] == [only, json.dumps({"seeds": {"chosen": 4}}), None]
+    row = {name: pairs[0][name] for name in ("margin", "provenance")}
+    assert flip(row) == {name: rows[0][name] for name in row}
+    assert flip({"margin": "wide", "provenance": "[1]"}) == {"margin": "wide", "provenance": "[1]"}
 
 
 def test_no_edits(pairs):

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import PIL.Image
 import pytest
-from datasets import Dataset, Features, load_from_disk
+from datasets import Dataset, Features, List, Value, load_from_disk
 
 from tests.fixtures.embedders import mean_colour
 from trl_focus.data import FEATURES, load_preferences, validate_dataset
@@ -66,6 +66,10 @@ class TestItems:
     def test_each_shows_its_own_by_default(self):
         item = item_of(row(references=[plain("red"), plain("blue")]), 0)
         assert [subject.name for subject in item.subjects] == ["1", "2"]
+
+    def test_names_of_references(self):
+        source = {**row(references=[plain("red"), plain("blue")]), "reference_subjects": ["cat", "dog"]}
+        assert [subject.name for subject in item_of(source, 0).subjects] == ["cat", "dog"]
 
     def test_what_can_not_be(self):
         with pytest.raises(ValueError, match="has no `references`"):
@@ -204,7 +208,7 @@ class TestBlocks:
         said = json.loads(pairs[1]["provenance"])
         assert said["lora"] == "a" and said["seeds"] == {"chosen": 5, "rejected": 4}  # of 3, 4 and 5
         assert pairs[1]["chosen"].getpixel((0, 0)) == (200, 0, 0)
-        assert pairs[1]["subjects"] == ["1"] and pairs[1]["reference_subjects"] == [0]
+        assert pairs[1]["subjects"] is None and pairs[1]["reference_subjects"] == [0]
 
     def test_bad_rows_are_named_and_the_rest_goes_on(self, tmp_path):
         rows = [
@@ -263,9 +267,28 @@ class TestBlocks:
         (tmp_path / "ref.png").unlink()
         assert read(tmp_path / "out")[0]["references"][0].getpixel((0, 0)) == (255, 0, 0)
 
+    def test_names_of_references_are_kept(self, tmp_path):
+        source = {"prompt": "a", "references": [plain("red")] * 2, "reference_subjects": ["cat", "dog"]}
+        features = Features({**FEATURES, "reference_subjects": List(Value("string"))})
+        dataset = Dataset.from_list([source], Features({name: features[name] for name in source}))
+        assert self.make(dataset, tmp_path).pairs == 1
+        pair = read(tmp_path)[0]
+        assert pair["subjects"] == ["cat", "dog"] and pair["reference_subjects"] == [0, 1]
+
     def test_nothing_comes_of_it(self, tmp_path):
         assert self.make(table(row(prompt="")), tmp_path).pairs == 0
         assert not [*(tmp_path / "pairs").iterdir()]
+
+    def test_pair_that_training_would_refuse(self, tmp_path):
+        def make(source, item, seed):
+            return {"chosen": plain("red"), "rejected": plain("blue" if seed else "red"), "provenance": {}}
+
+        def unfit(source, item, seed):
+            return {**make(source, item, 1), "chosen_masks": [None, None]}
+
+        made = self.make(table(row(), row()), tmp_path / "ties", make, seeds_per_row=1)
+        assert made.pairs == 1 and "the same picture" in dict(made.problems)[0]
+        assert "`chosen_masks` has length 2" in self.make(table(row()), tmp_path / "masks", unfit).problems[0][1]
 
     def test_masks_go_through(self, tmp_path):
         mask, image = PIL.Image.new("L", (64, 64)), plain("gray")

@@ -7,6 +7,21 @@ from .arguments import count, mapping
 
 
 MODES = ("best-worst", "target", "corrupt")
+# Of the modes that draw, with the defaults. The parser leaves them at `None`, which tells what was given
+DRAWING = {
+    "model": None,
+    "lora": None,
+    "call": {},
+    "model_init_kwargs": {},
+    "n_samples": 4,
+    "weights": None,  # by `find`
+    "margin": 0.05,
+    "dino": None,
+    "clip": None,
+    "identity_model": None,
+    "find": None,
+    "offload": False,
+}
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -32,7 +47,7 @@ def add_parser(subparsers):
     parser.add_argument("--revision", help="branch, tag or commit on the Hub")
     parser.add_argument("--rows", type=count, metavar="N", help="take the first N rows (default: all)")
     pipelines.add_arguments(parser)
-    parser.add_argument("--n_samples", type=count, default=4, help="images drawn of each row (default: 4)")
+    parser.add_argument("--n_samples", type=count, help="images drawn of each row (default: 4)")
     parser.add_argument(
         "--weights",
         type=mapping,
@@ -40,7 +55,7 @@ def add_parser(subparsers):
         help='weights of the scores by which images are compared, as in {"identity": 1, "clip_t": 0.5} (default: identity '
         "alone, of each subject where `--find` is given)",
     )
-    parser.add_argument("--margin", type=float, default=0.05, help="least difference of such sums (default: 0.05)")
+    parser.add_argument("--margin", type=float, help="least difference of such sums (default: 0.05)")
     parser.add_argument("--dino", metavar="MODEL", help="of scores dino/... (default: facebook/dino-vits16)")
     parser.add_argument(
         "--clip", metavar="MODEL", help="of clip_t and clip_i/... (default: openai/clip-vit-base-patch32)"
@@ -54,11 +69,13 @@ def add_parser(subparsers):
     )
     parser.add_argument("--block_size", type=count, default=32, help="rows that are written at once (default: 32)")
     parser.add_argument("--part", type=_part, default=(0, 1), metavar="NUMBER/OF", help="share of several processes")
+    parser.set_defaults(**dict.fromkeys(DRAWING))
     return parser
 
 
 def run(args) -> int:
     import sys
+    from math import isfinite
     from pathlib import Path
 
     import pyarrow.dataset
@@ -71,27 +88,39 @@ def run(args) -> int:
     if not sys.stderr.isatty():
         disable_progress_bars()
 
-    searched = finding.told(args)
-    if args.mode == "corrupt" and args.find:
-        raise InputError("corrupt spoils subjects by their masks, and draws nothing to search in: leave `--find` out")
-    if args.mode != "corrupt" and not args.model:
+    if args.mode == "corrupt":
+        if given := [name for name in (*DRAWING, *finding.OPTIONS) if getattr(args, name) is not None]:
+            options = ", ".join(f"`--{name}`" for name in given)
+            raise InputError(
+                f"corrupt spoils subjects by their masks, and draws and compares nothing: leave {options} out"
+            )
+    elif args.kinds is not None:
+        raise InputError(f"{args.mode} draws images, and spoils none: leave `--kinds` out")
+    elif not args.model:
         raise InputError(f"{args.mode} draws images: give a pipeline, as `--model`")
-    if args.lora and not args.model:
-        raise InputError("`--lora` is loaded into a pipeline: give it, as `--model`")
+    for name, default in DRAWING.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    searched = finding.told(args)
     if args.mode == "best-worst" and args.n_samples < 2:
         raise InputError("the best against the worst are of two images at least: set `--n_samples`")
     if args.weights is None:
         args.weights = {"instances/identity" if args.find else "identity": 1.0}
-    if not args.weights or not all(isinstance(value, int | float) for value in args.weights.values()):
-        raise InputError("`--weights` are a number for each score that counts, and one at least")
+    if not args.weights or not all(
+        isinstance(value, int | float) and isfinite(value) for value in args.weights.values()
+    ):
+        raise InputError("`--weights` are a finite number for each score that counts, and one at least")
+    if not isfinite(args.margin):
+        raise InputError(f"`--margin` is {args.margin}: give a finite number")
 
     from ..data.loading import load_preferences
     from ..evaluation.files import keep_settings
     from ..evaluation.summary import NAMES
     from ..pairs import CORRUPTIONS, make_pairs
 
-    if unknown := [name for name in args.weights if name not in NAMES]:
-        raise InputError(f"`--weights` has {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    scores = [name for name in NAMES if not name.endswith("/photographs")]  # which benchmarks have, and no data set
+    if unknown := [name for name in args.weights if name not in scores]:
+        raise InputError(f"`--weights` has {', '.join(unknown)}; there are {', '.join(scores)}")
     if not args.find and (apart := [name for name in args.weights if name.startswith("instances/")]):
         raise InputError(
             f"`--weights` has {apart[0]}, of subjects that are cut out, and nothing finds them: set `--find`"
@@ -103,23 +132,14 @@ def run(args) -> int:
         dataset = load_preferences(args.dataset, args.config, args.split, args.revision)
         if args.rows is not None:
             dataset = dataset.select(range(min(args.rows, len(dataset))))
-        if args.find == "name" and "subjects" not in dataset.column_names:
+        if args.find == "name" and not _has_names(dataset):
             raise InputError(
-                "subjects are searched by name, and the dataset has no column `subjects`: add it, or set `--find reference`"
+                "subjects are searched by name, and no row of the dataset names its own: give it `subjects`, or set "
+                "`--find reference`"
             )
         names = ("mode", "dataset", "config", "split", "revision", "rows", "seed", "block_size")
-        drawn = (
-            "model",
-            "lora",
-            "call",
-            "model_init_kwargs",
-            "n_samples",
-            "weights",
-            "margin",
-            "dino",
-            "clip",
-            "identity_model",
-        )
+        # `searched` tells of `find`, and an offloaded pipeline draws the same images
+        drawn = [name for name in DRAWING if name not in ("find", "offload")]
         settings = {name: getattr(args, name) for name in names}
         settings |= (
             {"kinds": kinds} if args.mode == "corrupt" else {name: getattr(args, name) for name in drawn} | searched
@@ -139,16 +159,31 @@ def run(args) -> int:
         + f"; {len(made.problems)} rows with problems.",
         soft_wrap=True,
     )
-    if not made.pairs:
-        console.print("There is no pair to train on.")
-        return 2
+    idle = len(dataset) > 0 and not (made.pairs or made.without or made.problems)
+    if idle:
+        console.print("There was no row for this part: there are fewer blocks of rows than parts.")
     folder = Path(args.output_dir) / "pairs"
-    unmasked = pyarrow.dataset.dataset(folder).count_rows(filter=pyarrow.dataset.field("chosen_masks").is_null())
+    files = [str(file) for file in folder.glob("*.parquet")]  # beside them is what another part has not finished
+    if not files:
+        if idle:
+            return 0
+        distorted = made.problems and all("aspect ratios" in problem for _, problem in made.problems)
+        hint = ": `--call` needs the target's `height` and `width`" if args.mode == "target" and distorted else ""
+        console.print(f"There is no pair to train on{hint}.", soft_wrap=True)
+        return 2
+    unmasked = pyarrow.dataset.dataset(files).count_rows(filter=pyarrow.dataset.field("chosen_masks").is_null())
     if args.find and unmasked:
         console.print(f"{unmasked} of the pairs have no masks: not all of their subjects were found for sure.")
     masks = " --focus_prior similarity" if unmasked else ""
     console.print(f"To train on them: trl-focus train focus --dataset_name {folder}{masks} ...", soft_wrap=True)
     return 0
+
+
+def _has_names(dataset) -> bool:
+    from ..data.rows import subject_names
+
+    columns = [name for name in ("subjects", "reference_subjects") if name in dataset.column_names]
+    return bool(columns) and any(map(subject_names, dataset.select_columns(columns)))
 
 
 def _maker(args, kinds: tuple[str, ...]):

@@ -44,8 +44,14 @@ def run(args) -> int:
 
     import yaml
 
+    from ..errors import refusals
+    from ..evaluation.files import keep_settings
+
     config = _read(args.config)
     output_dir = Path(config["output_dir"])
+    with refusals():
+        # Rounds that are done are not done again, so these have to be theirs; more may follow
+        keep_settings(output_dir, {name: value for name, value in config.items() if name != "rounds"})
     sampled, lora = [], None
     for number in range(1, config["rounds"] + 1):
         folder = output_dir / f"round-{number}"
@@ -53,17 +59,12 @@ def run(args) -> int:
         pairs["seed"] = (number - 1) * APART
         sampled.append(str(folder / "sampled" / "pairs"))
         lora = folder / "lora"
-        train = {
-            **config["train"],
-            "model_name_or_path": config["model"],
-            "datasets": sampled,
-            "output_dir": str(lora),
-        }
+        train = _training(config, sampled, str(lora))
         commands = [["pairs", pairs.pop("mode"), pairs.pop("dataset"), *words_of(pairs)]]
         if not (lora / "pytorch_lora_weights.safetensors").exists():
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "train.yaml").write_text(yaml.safe_dump(train, sort_keys=False), encoding="utf-8")
-            commands.append(["train", config.get("method", "focus"), "--config", str(folder / "train.yaml")])
+            commands.append(["train", config["method"], "--config", str(folder / "train.yaml")])
         for command in commands:
             sys.stdout.write(f"round {number}: trl-focus {' '.join(command)}\n")
             sys.stdout.flush()
@@ -71,6 +72,12 @@ def run(args) -> int:
             if code := subprocess.run([sys.executable, "-m", "trl_focus", *command]).returncode:
                 return code
     return 0
+
+
+def _training(config: dict[str, Any], datasets: list[str], output_dir: str) -> dict[str, Any]:
+    """The settings of a round's training."""
+    given = {"model_name_or_path": config["model"], "datasets": datasets, "output_dir": output_dir}
+    return {**config["train"], **given}
 
 
 def words_of(options: dict[str, Any]) -> list[str]:
@@ -92,11 +99,13 @@ def words_of(options: dict[str, Any]) -> list[str]:
 
 
 def _read(path: str) -> dict[str, Any]:
+    from importlib import import_module
     from pathlib import Path
 
     import yaml
 
     from ..errors import InputError, refusals
+    from ..scripts.arguments import check_file
     from .train import METHODS
 
     with refusals():
@@ -112,7 +121,8 @@ def _read(path: str) -> dict[str, Any]:
         raise InputError(f"{path} lacks {', '.join(missing)}: see `trl-focus rounds --help`")
     if type(config["rounds"]) is not int or config["rounds"] < 1:
         raise InputError(f"`rounds` is {config['rounds']!r}: give a number above 0")
-    if config.get("method", "focus") not in METHODS:
+    config.setdefault("method", "focus")
+    if config["method"] not in METHODS:
         raise InputError(f"`method` is {config['method']!r}; there are {', '.join(METHODS)}")
     for name, given in GIVEN.items():
         if not isinstance(config[name], dict):
@@ -121,4 +131,12 @@ def _read(path: str) -> dict[str, Any]:
             raise InputError(f"`{name}` has {', '.join(taken)}, which each round sets itself: leave it out")
     if missing := [name for name in ("mode", "dataset") if name not in config["pairs"]]:
         raise InputError(f"`pairs` lacks {', '.join(missing)}")
+    if config["pairs"]["mode"] == "corrupt":
+        raise InputError("`pairs` has the mode corrupt, which draws nothing with the model: set best-worst or target")
+    # Before hours of drawing
+    parser = import_module(f"trl_focus.scripts.{METHODS[config['method']]}").make_parser()
+    try:
+        check_file(parser, _training(config, [], config["output_dir"]))
+    except InputError as error:
+        raise InputError(f"`train`: {error}") from error
     return config

@@ -48,6 +48,24 @@ class RowReport(NamedTuple):
     content: str = ""
 
 
+def subject_names(row: Mapping[str, Any]) -> list[str] | None:
+    """
+    Names of a row's subjects, in the order of its masks.
+
+    Args:
+        row (`Mapping`):
+            A row without problems.
+
+    Returns:
+        `list[str]`: Those of `subjects`, else those of `reference_subjects` in the order of their first appearance. `None`
+        where nobody has named them.
+    """
+    if row.get("subjects") is not None:
+        return list(row["subjects"])
+    shown = row.get("reference_subjects") or []
+    return list(dict.fromkeys(shown)) if shown and isinstance(shown[0], str) else None
+
+
 def reference_subject_indices(row: Mapping[str, Any]) -> list[int]:
     """
     Index of the subject that each reference shows.
@@ -63,9 +81,7 @@ def reference_subject_indices(row: Mapping[str, Any]) -> list[int]:
     entries = row.get("reference_subjects")
     if not entries:
         return list(range(len(row.get("references") or [])))
-    names = row.get("subjects")
-    if names is None:
-        names = list(dict.fromkeys(entries))
+    names = subject_names(row)
     return [names.index(entry) if isinstance(entry, str) else int(entry) for entry in entries]
 
 

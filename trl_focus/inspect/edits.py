@@ -1,6 +1,7 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 """What somebody who looked at preference pairs wants changed, and the dataset that comes of it. Pure functions."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,9 +49,34 @@ def _other(name: str) -> str:
     return name
 
 
+def _negative(margin: Any) -> Any:
+    return -margin if isinstance(margin, int | float) else margin
+
+
+def _told_of_the_other(provenance: Any) -> Any:
+    """JSON in which seeds and scores of either image, as `trl-focus pairs` writes them, are the other's; all else as it is."""
+    try:
+        told = json.loads(provenance)
+    except (TypeError, ValueError):
+        return provenance
+    sides = [name for name in ("seeds", "scores") if isinstance(told, dict) and isinstance(told.get(name), dict)]
+    if not sides:
+        return provenance
+    swapped = {name: {_other(side): value for side, value in told[name].items()} for name in sides}
+    return json.dumps({**told, **swapped}, ensure_ascii=False)
+
+
+# Columns of no image of its own that say which of the two is the better one, and what they become
+COMPARING = {"margin": _negative, "provenance": _told_of_the_other}
+
+
 def flip(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row whose chosen and rejected images, with all columns that begin with their names, have changed places."""
-    return {name: row[_other(name)] if _other(name) in row else row[name] for name in row}
+    """
+    A row whose chosen and rejected images, with all columns that begin with their names, have changed places. By how much the
+    chosen one is better, `margin`, becomes its negative, and what `provenance` says of one is said of the other.
+    """
+    flipped = {name: row[_other(name)] if _other(name) in row else row[name] for name in row}
+    return flipped | {name: turn(row[name]) for name, turn in COMPARING.items() if name in row}
 
 
 def edited(dataset: datasets.Dataset, edits: Edits) -> datasets.Dataset:
@@ -70,7 +96,12 @@ def edited(dataset: datasets.Dataset, edits: Edits) -> datasets.Dataset:
     flipped = [row for row in kept if row in edits.flipped]
     if not flipped:
         return dataset.select(kept)
-    others = dataset.select(flipped).rename_columns(renamed).select_columns(names)
+    others = dataset.select(flipped).rename_columns(renamed)
+    for name in COMPARING.keys() & {*names}:
+        turned = {name: [COMPARING[name](value) for value in others[name]]}
+        column = datasets.Dataset.from_dict(turned, datasets.Features({name: dataset.features[name]}))
+        others = datasets.concatenate_datasets([others.remove_columns(name), column], axis=1)
+    others = others.select_columns(names)
     if others.features != dataset.features:  # a column of nothing but None has a type of its own
         others = others.cast(dataset.features)
     joined = datasets.concatenate_datasets([dataset, others])

@@ -11,7 +11,7 @@ from datasets import Features, List, Value
 
 from .. import __version__
 from ..data.images import decode_image, mask_to_array
-from ..data.rows import inspect_row, reference_subject_indices, subject_count
+from ..data.rows import inspect_row, reference_subject_indices, subject_count, subject_names
 from ..data.schema import COLUMNS, FEATURES, check_columns, listed
 from ..errors import InputError
 from .boxes import Found
@@ -165,12 +165,8 @@ def _lacks_masks(row: Mapping[str, Any], columns: Mapping[str, Any], searched: S
 
 def subject_labels(row: Mapping[str, Any]) -> list[str]:
     """Names of a good row's subjects in the order of its masks, or "subject 0" and so on where it has none."""
-    named = row.get("reference_subjects") or []
-    if row.get("subjects") is not None:
-        return list(row["subjects"])
-    if named and isinstance(named[0], str):
-        return list(dict.fromkeys(named))
-    return [f"subject {number}" for number in range(subject_count(row))]
+    names = subject_names(row)
+    return [f"subject {number}" for number in range(subject_count(row))] if names is None else names
 
 
 def _unsearchable(row: Mapping[str, Any], by: str) -> list[str]:
@@ -179,8 +175,7 @@ def _unsearchable(row: Mapping[str, Any], by: str) -> list[str]:
         shown, count = {*reference_subject_indices(row)}, subject_count(row)
         if len(shown) < count or not shown:
             return [f"`references` show {len(shown)} of {count} subjects, and subjects are searched by reference"]
-    named = row.get("reference_subjects") or []
-    if by == "name" and not row.get("subjects") and not (named and isinstance(named[0], str)):
+    if by == "name" and not subject_names(row):
         return ["`subjects` is empty, and subjects are searched by name"]
     return []
 

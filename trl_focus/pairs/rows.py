@@ -11,8 +11,10 @@ import numpy as np
 import PIL.Image
 from datasets import Features, Value
 
-from ..data.rows import check_row, reference_subject_indices, subject_count
+from ..data.layout import LayoutRule
+from ..data.rows import check_row, inspect_row, reference_subject_indices, subject_count, subject_names
 from ..data.schema import COLUMNS, FEATURES
+from ..data.validation import TIE
 from ..evaluation.benchmark import Item, Subject
 
 
@@ -43,9 +45,23 @@ def check_source(row: Mapping[str, Any]):
         raise ValueError("; ".join(problems))
 
 
+def check_pair(row: Mapping[str, Any]):
+    """
+    Checks a finished pair: training and `trl-focus validate` take it as it is.
+
+    Raises:
+        ValueError: If it has problems; names all of them.
+    """
+    report = inspect_row(row)
+    if problems := [*report.problems, *([TIE] if report.tie else [])]:
+        raise ValueError("; ".join(problems))
+    # At any resolution: what it refuses are aspect ratios
+    LayoutRule(resolution=1024, multiple=16).target(report.chosen_size, report.rejected_size)
+
+
 def item_of(row: Mapping[str, Any], number: int) -> Item:
     """
-    What a row asks for.
+    What a row asks for. Subjects without names are numbered from "1" on, for people to tell them apart.
 
     Args:
         row (`Mapping`):
@@ -62,7 +78,7 @@ def item_of(row: Mapping[str, Any], number: int) -> Item:
     masks = tuple(row.get("reference_masks") or [None] * len(references))
     shown = reference_subject_indices(row)
     count = max(subject_count({"chosen_masks": None, "rejected_masks": None, **row}), max(shown) + 1)
-    names = row.get("subjects") or [str(i + 1) for i in range(count)]
+    names = subject_names(row) or [str(i + 1) for i in range(count)]
     subjects = []
     for s, name in enumerate(names):
         own = [i for i, subject in enumerate(shown) if subject == s]

@@ -12,11 +12,11 @@ from datasets.table import embed_table_storage
 from pyarrow import parquet
 from tqdm.auto import tqdm
 
-from ..data.rows import reference_subject_indices
+from ..data.rows import reference_subject_indices, subject_names
 from ..data.schema import COLUMNS
 from ..evaluation.files import write_whole
 from .makers import Maker, NoPairError
-from .rows import PAIR_FEATURES, check_source, item_of
+from .rows import PAIR_FEATURES, check_pair, check_source, item_of
 
 
 PAIRS, BLOCKS = "pairs", "blocks"  # folders: of Parquet files alone, which is the data set, and of what was said
@@ -46,21 +46,23 @@ def _row(
 
     Raises:
         NoPairError: If none comes of it.
-        ValueError: If the source can't be used.
+        ValueError: If the source can't be used, or training would refuse the pair.
     """
     check_source(source)
     item = item_of(source, number)
     made = make(source, item, seed)
     known = {name: source.get(name) for name in COLUMNS}
-    return {
+    pair = {
         **known,
         **made,
-        "subjects": [subject.name for subject in item.subjects],
+        "subjects": subject_names(source),  # none where nobody gave some: a number is nothing to search for
         "reference_subjects": reference_subject_indices(source),
         "source_row": number,
         "kind": kind,
         "provenance": json.dumps({**about, **made["provenance"]}, ensure_ascii=False),
     }
+    check_pair(pair)
+    return pair
 
 
 def make_pairs(

@@ -3,7 +3,7 @@
 
 import json
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from types import NoneType
@@ -216,6 +216,30 @@ def _launch_args(remaining: Sequence[str], known: Sequence[str], from_file: bool
                 continue
         launch += [f"--{key}"] if flag else [f"--{key}", value]
     return launch
+
+
+def check_file(parser: TrlParser, settings: Mapping[str, Any]):
+    """
+    Checks what a configuration file holds, as [`parse`] does, up to what only the machine that trains can tell: training
+    arguments take its accelerator as they are made.
+
+    Args:
+        parser (`TrlParser`):
+            Parser of the script.
+        settings (`Mapping[str, Any]`):
+            What the file holds.
+
+    Raises:
+        InputError: If neither the script nor `accelerate launch` knows a field, or a value is of no use.
+    """
+    with refusals():
+        remaining = parser.set_defaults_with_config(**{name: settings[name] for name in settings if name != "env"})
+        _launch_args(remaining, [action.dest for action in parser._actions], True)
+        parsed, _ = parser.parse_known_args([])  # converts strings, and compares none with the choices
+    for action in parser._actions:
+        value = settings.get(action.dest)
+        if value is not None and action.choices is not None and getattr(parsed, action.dest) not in action.choices:
+            raise InputError(f"`{action.dest}` is {value!r}; there are {', '.join(map(str, action.choices))}")
 
 
 def _without(words: Sequence[str], taken: Sequence[str]) -> list[str]:
