@@ -144,6 +144,8 @@ def run(args) -> int:
         settings |= (
             {"kinds": kinds} if args.mode == "corrupt" else {name: getattr(args, name) for name in drawn} | searched
         )
+        if args.lora:
+            settings["content of the LoRA"] = pipelines.content_of_lora(args.lora)
         keep_settings(args.output_dir, settings)
         make, seeds_per_row = _maker(args, kinds)
     about = {} if args.mode == "corrupt" else {"model": args.model, "lora": args.lora, "weights": args.weights}
@@ -212,7 +214,7 @@ def _maker(args, kinds: tuple[str, ...]):
         find = subject_finder(finding.settings(args, args.find))
     pipeline = pipelines.load(args, args.output_dir)
     if args.lora:
-        pipeline.load_lora_weights(args.lora)
+        pipelines.load_lora(pipeline, args.lora)
 
     def draw(item, seed):
         return draw_image(pipeline, item, seed, **args.call)
