@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -31,26 +30,28 @@ def command(*arguments, **environment):
 
 
 @pytest.mark.parametrize(
-    "arguments, seconds",
+    "arguments",
     [
-        (["--help"], 0.5),
-        (["validate", "--help"], 0.5),
-        (["evaluate", "--help"], 0.5),
-        (["card", "--help"], 0.5),
-        (["train", "--help"], 0.5),
-        (["masks", "--help"], 0.5),
-        (["inspect", "--help"], 0.5),
-        (["env"], 4),  # it imports torch
+        ["--help"],
+        ["validate", "--help"],
+        ["evaluate", "--help"],
+        ["card", "--help"],
+        ["train", "--help"],
+        ["masks", "--help"],
+        ["inspect", "--help"],
+        ["env"],
     ],
     ids=str,
 )
-def test_light_commands(arguments, seconds):
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = command(*arguments)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.returncode == 0 and done.stdout and not done.stderr
-    # of the processor: other processes may be using the clock's
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < seconds
+def test_light_commands(arguments):
+    """What takes seconds to import is left alone. Seconds themselves differ too much between machines."""
+    done = command(*arguments, PYTHONPROFILEIMPORTTIME="1")
+    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode == 0 and done.stdout and not said
+    imported = {line.rsplit("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in imported
+    heavy = {"datasets", "diffusers", "huggingface_hub.hf_api", "numpy", "peft", "torch", "transformers", "trl"}
+    assert not imported & heavy - ({"numpy", "torch"} if arguments == ["env"] else set())
 
 
 def test_help_names_every_command():
