@@ -149,18 +149,13 @@ class TestNoConnections:
 class TestPublicNames:
     def test_import_is_light(self):
         code = (
-            "import time; import trl_focus; cpu = time.process_time(); import sys; dir(trl_focus); trl_focus.__version__; "
-            "heavy = {'torch', 'numpy', 'transformers', 'diffusers', 'datasets', 'peft', 'trl', 'PIL'} & {*sys.modules}; "
-            "print(cpu, *heavy)"
+            "import sys; import trl_focus; dir(trl_focus); trl_focus.__version__; "
+            "print(*{'torch', 'numpy', 'transformers', 'diffusers', 'datasets', 'peft', 'trl', 'PIL'} & {*sys.modules})"
         )
-        cpu, *heavy = min(
-            subprocess.run(
-                [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
-            ).stdout.split()
-            for _ in range(2)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
         )
-        assert heavy == []
-        assert float(cpu) < 0.3
+        assert done.stdout.split() == []
 
     def test_every_name_resolves_to_what_is_meant(self):
         assert trl_focus.__all__ == sorted(trl_focus.__all__)
