@@ -36,17 +36,22 @@ def resumed_and_straight(tmp_path, stop, make=make_focus_trainer, **kwargs):
     return second, straight
 
 
-@pytest.mark.parametrize("stop", [2, 4, 6], ids=["within epoch 1", "between epochs", "within epoch 2"])
 @pytest.mark.parametrize(
-    "settings",
+    "stop, settings",
     [
-        {},
-        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
-        {"crop": "random", "random_flip": True, "caption_dropout": 0.5, "weighting_scheme": "logit_normal"},
-        {"target_gradient_factor": 0.3, "beta_warmup_steps": 1},
-        {"disable_dropout": False, "dataloader_num_workers": 2},
+        pytest.param(2, {}, id="within epoch 1"),
+        pytest.param(4, {}, id="between epochs"),
+        pytest.param(6, {}, id="within epoch 2"),
+        pytest.param(2, {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1}, id="accumulation"),
+        pytest.param(
+            6,
+            {"crop": "random", "random_flip": True, "caption_dropout": 0.5, "weighting_scheme": "logit_normal"},
+            id="augmented",
+        ),
+        pytest.param(4, {"target_gradient_factor": 0.3, "beta_warmup_steps": 1}, id="moving beta"),
+        pytest.param(2, {"disable_dropout": False, "dataloader_num_workers": 2}, id="workers within epoch 1"),
+        pytest.param(4, {"disable_dropout": False, "dataloader_num_workers": 2}, id="workers between epochs"),
     ],
-    ids=["plain", "accumulation", "augmented", "moving beta", "workers"],
 )
 def test_resume_is_bitwise(tmp_path, stop, settings):
     second, straight = resumed_and_straight(tmp_path, stop, **settings)
