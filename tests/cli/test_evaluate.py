@@ -176,12 +176,13 @@ def test_what_a_damaged_image_costs(folder, models, capsys):
 
 def test_remarks_are_told_once_each(folder, models, seeing, capsys):
     (folder / "theirs").mkdir()
-    for row in (0, 2):
-        random_image(np.random.default_rng(row)).save(folder / "theirs" / f"{row}_0.png")
+    for row, number in ((0, 0), (0, 1), (2, 0), (2, 1)):
+        random_image(np.random.default_rng(row)).save(folder / "theirs" / f"{row}_{number}.png")
     options = {**models, **seeing, "find": "reference", "confidence": 1, "images": f"theirs={folder}/theirs"}
-    assert main(arguments(folder, **options)) == 0
+    assert main(arguments(folder, **options, n_images=2)) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "row 0: image 0 of theirs: no subject found, and 1 asked for" in out
+    assert "row 0: image 0 of theirs: no subject found, and 1 asked for (and of 1 more)" in out
+    assert out.count("no subject found, and 1 asked for") == 1
     assert "row 2: image 0 of theirs: no subject found, and 2 asked for" in out
 
 

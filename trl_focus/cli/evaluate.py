@@ -134,7 +134,7 @@ def run(args) -> int:
         about = {name.replace("_", " "): value for name, value in settings.items() if value not in (None, {})}
         facts = write_report(output_dir, lines, benchmark.items, systems, problems, about)
     for remark, told in remarks_of(lines).items():
-        first, more = told[0], f" (and of {len(told) - 1} other images)" if len(told) > 1 else ""
+        first, more = told[0], f" (and of {len(told) - 1} more)" if len(told) > 1 else ""
         console.print(
             f"[yellow]row {first.row}:[/] {escape(f'image {first.number} of {first.system}: {remark}{more}')}",
             soft_wrap=True,

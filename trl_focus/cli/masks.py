@@ -14,7 +14,7 @@ def add_parser(subparsers):
     )
     parser.add_argument("dataset", help="id on the Hub, or a folder")
     parser.add_argument("output", help="folder to write to, which must not be there yet")
-    parser.add_argument("--by", choices=("name", "reference"), default="name", help="search by (default: name)")
+    parser.add_argument("--by", choices=finding.BY, default="name", help="search by (default: name)")
     finding.add_arguments(parser)
     parser.add_argument("--batch_size", type=count, default=8, help="images at a time (default: 8)")
     add_dataset(parser)

@@ -51,8 +51,8 @@ def add_masks(
         `tuple[datasets.Dataset, datasets.Dataset]`: The rows whose masks can be relied on, and those set aside. Both have all
         columns of the given dataset and `chosen_masks`, `rejected_masks`, `reference_masks`; `chosen_confidences`,
         `rejected_confidences`, `reference_confidences` (in [0, 1], 0 for a subject that was not found, `None` for masks that
-        the row had), those of `rejected` only if there is one; `row`, the index in the given dataset; and `problems`, sentences that begin with the column's name, none
-        for the first. Rows set aside have what was found nevertheless, to be looked at.
+        the row had), those of `rejected` only if there is one; `row`, the index in the given dataset; and `problems`, sentences
+        that begin with the column's name, none for the first. Rows set aside have what was found nevertheless, to be looked at.
 
     Raises:
         ValueError, TypeError: If columns are missing or of another type.

@@ -27,8 +27,8 @@ def draw_masks(row: Mapping[str, Any]) -> list[PIL.Image.Image]:
             A row as [`add_masks`] returns it.
 
     Returns:
-        `list[PIL.Image.Image]`: Chosen, rejected if there is one, and the references, at most `SIDE` pixels wide and high; grey for an image
-        that can't be decoded.
+        `list[PIL.Image.Image]`: Chosen, rejected if there is one, and the references, at most `SIDE` pixels wide and high; grey
+        for an image that can't be decoded.
     """
     references = row.get("references") or []
     shown = _columns(row)

@@ -5,12 +5,17 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from peft import LoraConfig
 
 from ..data.loading import PreferenceDataset, load_mixture, load_preferences
 from ..errors import InputError, refusals
 from .arguments import ModelArguments, ScriptArguments, parse
+
+
+if TYPE_CHECKING:
+    from ..trainer.diffusion_dpo_trainer import DiffusionDPOTrainer
 
 
 def load_splits(
@@ -53,7 +58,9 @@ def named_in_card(arguments: ScriptArguments) -> str | None:
     return ids[0] if len(ids) == 1 else None
 
 
-def make_trainer(trainer_class: type, script_args: ScriptArguments, training_args, model_args: ModelArguments):
+def make_trainer(
+    trainer_class: type, script_args: ScriptArguments, training_args, model_args: ModelArguments
+) -> "DiffusionDPOTrainer":
     """
     The trainer of a run.
 
@@ -83,7 +90,9 @@ def make_trainer(trainer_class: type, script_args: ScriptArguments, training_arg
     return trainer
 
 
-def main(trainer_class: type, script_args: ScriptArguments, training_args, model_args: ModelArguments):
+def main(
+    trainer_class: type, script_args: ScriptArguments, training_args, model_args: ModelArguments
+) -> "DiffusionDPOTrainer":
     """Trains, saves, and uploads if `push_to_hub` asks for it. Returns the trainer."""
     trainer = make_trainer(trainer_class, script_args, training_args, model_args)
     resume = training_args.resume_from_checkpoint
