@@ -80,6 +80,10 @@ class RectifiedFlow:
         """Noises clean latents at the quantile `u` in [0, 1] of the noise levels."""
         shift = self.shift(x_BCHW.shape[-2:].numel()) if callable(self.shift) else self.shift
         sigma_B = shift * u_B / (shift * u_B + (1 - u_B))  # so written, exactly 1 at u = 1
+        return self.noise_to(x_BCHW, noise_BCHW, sigma_B)
+
+    def noise_to(self, x_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, sigma_B: torch.Tensor) -> Noised:
+        """Noises clean latents to a level in [0, 1], whatever the shift."""
         sigma_B111 = sigma_B[:, None, None, None]
         noisy_BCHW = (1 - sigma_B111) * x_BCHW + sigma_B111 * noise_BCHW
         return Noised(noisy_BCHW, noise_BCHW - x_BCHW, sigma_B, sigma_B)
@@ -128,14 +132,19 @@ class DDPM:
 
     def noise(self, x_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, u_B: torch.Tensor) -> Noised:
         """Noises clean latents at the quantile `u` in [0, 1] of the timesteps."""
-        self.alphas_cumprod_T = self.alphas_cumprod_T.to(u_B.device)  # copied at the first step only
-        steps = len(self.alphas_cumprod_T)
         if self.timesteps_N is None:
-            timestep_B = (u_B * steps).long().clamp(max=steps - 1)
-        else:
-            self.timesteps_N = self.timesteps_N.to(u_B.device)
-            count = len(self.timesteps_N)
-            timestep_B = self.timesteps_N[(u_B * count).long().clamp(max=count - 1)]
+            return self.noise_to(x_BCHW, noise_BCHW, u_B)
+        self.timesteps_N = self.timesteps_N.to(u_B.device)
+        count = len(self.timesteps_N)
+        return self._at(x_BCHW, noise_BCHW, self.timesteps_N[(u_B * count).long().clamp(max=count - 1)])
+
+    def noise_to(self, x_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, level_B: torch.Tensor) -> Noised:
+        """Noises clean latents to a level in [0, 1], the share of all timesteps."""
+        steps = len(self.alphas_cumprod_T)
+        return self._at(x_BCHW, noise_BCHW, (level_B * steps).long().clamp(max=steps - 1))
+
+    def _at(self, x_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, timestep_B: torch.Tensor) -> Noised:
+        self.alphas_cumprod_T = self.alphas_cumprod_T.to(timestep_B.device)  # copied at the first step only
         alpha_B111 = self.alphas_cumprod_T[timestep_B, None, None, None]
         signal_B111, spread_B111 = alpha_B111.sqrt(), (1 - alpha_B111).sqrt()
         noisy_BCHW = signal_B111 * x_BCHW + spread_B111 * noise_BCHW
@@ -143,7 +152,7 @@ class DDPM:
             target_BCHW = noise_BCHW
         else:
             target_BCHW = signal_B111 * noise_BCHW - spread_B111 * x_BCHW
-        return Noised(noisy_BCHW, target_BCHW, timestep_B, timestep_B / steps)
+        return Noised(noisy_BCHW, target_BCHW, timestep_B, timestep_B / len(self.alphas_cumprod_T))
 
 
 def draw(
@@ -187,6 +196,24 @@ def draw(
             )
         )
     return torch.stack(noise), torch.cat(u)
+
+
+def noised_at(process: RectifiedFlow | DDPM, x_BCHW: torch.Tensor, seeds: Sequence[int], level: float) -> Noised:
+    """
+    Clean latents with the noise that [`draw`] draws, all at one level.
+
+    Args:
+        process ([`RectifiedFlow`] or [`DDPM`]):
+            How noise is added.
+        x_BCHW (`torch.Tensor` of shape `(2B, C, H, W)`):
+            Clean latents, the chosen ones first.
+        seeds (`Sequence[int]` of length `B`):
+            One seed per pair.
+        level (`float`):
+            Noise level in [0, 1].
+    """
+    noise_BCHW, _ = draw(seeds, x_BCHW.shape[1:], x_BCHW.device)
+    return process.noise_to(x_BCHW, torch.cat([noise_BCHW] * 2), x_BCHW.new_full((len(x_BCHW),), level))
 
 
 def denoising_error(prediction_BCHW: torch.Tensor, target_BCHW: torch.Tensor) -> torch.Tensor:

@@ -113,7 +113,12 @@ def folder_of(regime: str, seed: int, relevant_only: bool, split: str, n_pairs: 
 
 @lru_cache(maxsize=16)
 def pairs_of(regime: str, seed: int, relevant_only: bool, split: str = "train", n_pairs: int = N_PAIRS):
-    """The pairs of a regime, kept on disk. `mixed` has all the others in equal shares."""
+    """
+    The pairs of a regime, kept on disk. `mixed` has all the others in equal shares. Those of `on-policy` are the same for
+    every seed: they are samples, and drawing them takes longer than training on them.
+    """
+    if regime == "on-policy":
+        seed = 0
     folder = folder_of(regime, seed, relevant_only, split, n_pairs)
     if folder.exists():
         return datasets.load_from_disk(folder)

@@ -9,7 +9,7 @@ from tests.fixtures.pairs import make_pairs
 from tests.fixtures.pipelines import PIPELINES
 from tests.hub.conftest import hub  # noqa: F401
 from trl_focus.cli import main
-from trl_focus.trainer import encoding, reference_errors
+from trl_focus.trainer import encoding, precomputed
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_what_was_prepared_elsewhere_is_not_encoded_again(hub, config, tmp_path,
     assert hub.repos["datasets", "alice/encoded"].private
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "there")
     monkeypatch.setattr(encoding, "encode_row", None)
-    monkeypatch.setattr(reference_errors, "pack", None)
+    monkeypatch.setattr(precomputed, "pack", None)
     assert main(["train", "dpo", "--config", config, "--prepared", "alice/encoded"]) == 0
     names = sorted(path.name.split("-")[0] for path in (tmp_path / "there" / "trl-focus").rglob("*.arrow"))
     assert names == ["errors", "pairs", "prompts"]

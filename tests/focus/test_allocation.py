@@ -306,23 +306,22 @@ def test_the_largest_default_weight_is_exactly_1():
     assert compose(ones_BHW, correspondence, ones_BHW, torch.ones(1), torch.zeros(1), DEFAULT).max() <= 1
 
 
-def whole(prior_BHW, matched_BHW, leak_BHW, detail_BHW, level_B, masks_BSHW):
+def whole(prior_BHW, matched_BHW, leak_BHW, detail_BHW, level_B, masks_BSHW, shown_BS):
     correspondence = Correspondence(matched_BHW, leak_BHW)
     gate_B = detail_gate(level_B, alignment_ratio(matched_BHW, prior_BHW), "alignment", 0.5)
     weights_BHW = compose(prior_BHW, correspondence, detail_BHW, gate_B, level_B, DEFAULT)
-    by_subject_BS = subject_gate(matched_BHW, masks_BSHW)
     return (
         match_share(level_B),
         gate_B,
         weights_BHW,
-        by_subject_BS,
+        subject_gate(shown_BS),
         *(normalise(prior_BHW, how, masks_BSHW) for how in HOW),
     )
 
 
 def test_nothing_waits_for_the_device_and_nothing_has_a_gradient():
     """A graph without breaks has no value read by the host."""
-    inputs = [*torch.rand(4, 2, 3, 4), torch.rand(2), torch.rand(2, 3, 3, 4)]
+    inputs = [*torch.rand(4, 2, 3, 4), torch.rand(2), torch.rand(2, 3, 3, 4), torch.rand(2, 3)]
     inputs = [value.requires_grad_() for value in inputs]
     eager, compiled = whole(*inputs), torch.compile(whole, fullgraph=True, backend="eager")(*inputs)
     for value, other in zip(eager, compiled, strict=True):

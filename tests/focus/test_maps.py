@@ -22,6 +22,7 @@ from trl_focus.focus.maps import (
     patch,
     prior,
     required,
+    shown,
     uniform,
 )
 
@@ -115,17 +116,34 @@ class TestFocus:
         similarity = torch.zeros(2, 2, 3, 3)
         similarity[0, 0, 0] = 0.5  # the first reference, on the first subject's row of the chosen image
         similarity[1, 1, 1] = 0.9  # the second on the rejected one: not what is asked
-        given = FocusContext(torch.ones(2), (3, 3), masks, similarity, torch.tensor([[0, 1]] * 2))
+        measured = torch.tensor([[0.48, 0.0], [0.36, 0.9]])
+        given = FocusContext(torch.ones(2), (3, 3), masks, similarity, torch.tensor([[0, 1]] * 2), shown_BS=measured)
         maps = focus(given, FocusSettings(subject_gate="shown"))
-        gate = torch.tensor([1, 0.02 / 0.52, 0])[:, None].expand(3, 3)
+        gate = torch.tensor([1, 0.02 / (0.48 + 0.02), 0])[:, None].expand(3, 3)
         torch.testing.assert_close(maps["prior"], torch.stack([gate] * 2))
         expected = 0.1 + gate * (0.4 + 0.2 * torch.tensor([0.5, 1, 0])[:, None])
         torch.testing.assert_close(maps["weights"][0], expected)
         plain = focus(given, FocusSettings())
-        assert plain["prior"].sum() == 12 and plain["weights"][0, 1, 0] > 10 * (maps["weights"][0, 1, 0] - 0.1)
+        assert plain["prior"].sum() == 12
+
+    def test_how_far_images_show_their_subjects(self):
+        """Mean of `M'` over each, by hand; absent subjects and images without references show nothing."""
+        matched = graded(SIMILARITY, SUBJECTS, MASKS).matched_BHW
+        expected = [
+            [(mask * m).sum() / mask.sum().clamp(min=1e-9) for mask in masks]
+            for masks, m in zip(MASKS, matched, strict=True)
+        ]
+        torch.testing.assert_close(shown(FULL, FocusSettings()), torch.tensor(expected))
+        assert shown(FULL, FocusSettings())[0].min() > 0 and shown(FULL, FocusSettings())[1, 1] == 0
+        assert torch.equal(shown(context(), FocusSettings()), torch.zeros(2, 2))
 
     def test_a_subject_alone_is_not_gated(self):
-        alone = replace(FULL, subject_masks_BSHW=MASKS[:, :1], reference_subjects_BR=torch.zeros_like(SUBJECTS))
+        alone = replace(
+            FULL,
+            subject_masks_BSHW=MASKS[:, :1],
+            reference_subjects_BR=torch.zeros_like(SUBJECTS),
+            shown_BS=torch.rand(2, 1),
+        )
         gated, plain = (focus(alone, FocusSettings(subject_gate=gate)) for gate in SUBJECT_GATES)
         torch.testing.assert_close(gated["weights"], plain["weights"])
 
@@ -188,6 +206,8 @@ class TestNeeds:
             ("focus", {}, {"masks", "similarity", "detail"}),
             ("focus", {"matching": "none"}, {"masks", "detail"}),
             ("focus", {"weights": FocusWeights(detail=0)}, {"masks", "similarity"}),
+            ("focus", {"subject_gate": "shown"}, {"masks", "similarity", "detail", "shown"}),
+            ("mask", {"subject_gate": "shown"}, {"masks"}),
         ],
     )
     def test_of_named_maps(self, name, given, expected):
@@ -253,7 +273,8 @@ def contexts(draw):
 def test_weights_whatever_comes_in(given, name, where, matching, gate, threshold, by_subject):
     if where == "similarity" and given.similarity_BRHW is None:
         where = "masks"  # the data would have been refused
-    maps = FOCUS_MAPS[name](given, FocusSettings(FocusWeights(), where, matching, gate, threshold, by_subject))
+    chosen = FocusSettings(FocusWeights(), where, matching, gate, threshold, by_subject)
+    maps = FOCUS_MAPS[name](replace(given, shown_BS=shown(given, chosen)), chosen)
     for part in maps.values():
         assert part.shape == (len(given.level_B), *given.grid) and not part.requires_grad
         assert part.isfinite().all() and (part >= 0).all() and (part <= 1 + 1e-6).all()

@@ -12,7 +12,9 @@ from tests.fixtures.pipelines import PIPELINES
 from tests.fixtures.trainers import assert_equal_weights, lora_of, make_focus_trainer, make_trainer
 from trl_focus import FocusDPOConfig, FocusDPOTrainer, FocusMapCallback
 from trl_focus.focus.allocation import FocusWeights, normalise
+from trl_focus.focus.correspondence import graded
 from trl_focus.focus.maps import FOCUS_MAPS, FocusContext, FocusSettings, focus, needs
+from trl_focus.noise import noised_at
 
 
 def first_batch(trainer):
@@ -412,3 +414,57 @@ def test_a_callback_that_returns_a_wrong_shape_is_refused_by_name(tmp_path):
     trainer = make_focus_trainer(tmp_path, callbacks=[Flat()])
     with pytest.raises(ValueError, match=r"`Flat.on_focus_maps` \(map 'weights'\) returned \(4, 16\).*\(4, 4, 4\)"):
         trainer.train()
+
+
+class TestSubjectGate:
+    def test_what_images_show_is_measured_once_by_the_model_without_its_lora(self, tmp_path, monkeypatch):
+        """Against a forward of its own on the untrained model; a second trainer finds it, one with other blocks does not."""
+        settings = {"train_dataset": with_reference_masks(4), "subject_gate": "shown", "beta": 100.0}
+        untouched = make_focus_trainer(tmp_path / "untouched", **settings)
+        trainer = shaken(make_focus_trainer(tmp_path, **settings))
+        batch = first_batch(trainer)
+        contexts = []
+        focus_map = trainer.focus_map
+        monkeypatch.setattr(trainer, "focus_map", lambda context: contexts.append(context) or focus_map(context))
+        trainer.compute_loss(trainer.model, batch)
+        (context,) = contexts
+        monkeypatch.setattr(untouched, "_noise", lambda x, seeds: noised_at(untouched.family.process, x, seeds, 0.25))
+        similarity_BRHW = by_hand(untouched, batch, untouched.feature_blocks[0])
+        found = graded(similarity_BRHW, context.reference_subjects_BR, context.subject_masks_BSHW)
+        masks_BSHW = context.subject_masks_BSHW
+        expected = (masks_BSHW * found.matched_BHW[:, None]).sum(dim=(2, 3)) / masks_BSHW.sum(dim=(2, 3)).clamp(
+            min=1e-6
+        )
+        torch.testing.assert_close(context.shown_BS, expected, rtol=1e-4, atol=1e-5)
+        assert expected.max() > 0
+
+        again = make_focus_trainer(tmp_path / "again", **settings)
+        monkeypatch.setattr(again, "shown", None)
+        again.get_train_dataloader()  # found
+        other = make_focus_trainer(tmp_path / "other", **settings, focus_blocks=["transformer_blocks.1"])
+        monkeypatch.setattr(other, "shown", None)
+        with pytest.raises(TypeError):
+            other.get_train_dataloader()
+
+    def test_it_trains_and_evaluates_another_lora(self, tmp_path):
+        settings = {"train_dataset": with_reference_masks(4), "eval_dataset": with_reference_masks(2), "beta": 100.0}
+        loras = []
+        for gate in ("none", "shown"):
+            trainer = make_focus_trainer(tmp_path / gate, subject_gate=gate, **settings)
+            trainer.train()
+            assert trainer.evaluate()["eval_loss"] > 0
+            loras.append(torch.cat([value.flatten() for value in lora_of(trainer).values()]))
+        assert not torch.equal(*loras)
+
+    def test_it_needs_rows_that_are_encoded_once(self, tmp_path):
+        stream = with_reference_masks(4).to_iterable_dataset()
+        with pytest.raises(ValueError, match="`subject_gate` is for rows that are encoded once"):
+            make_focus_trainer(tmp_path, train_dataset=stream, subject_gate="shown")
+        with pytest.raises(ValueError, match="`encode_once` is False"):
+            make_focus_trainer(tmp_path, subject_gate="shown", encode_once=False)
+
+    def test_it_needs_a_matching(self, tmp_path):
+        with pytest.raises(ValueError, match="choose 'none' for both"):
+            make_focus_trainer(tmp_path, subject_gate="shown", focus_matching="none")
+        with pytest.raises(ValueError, match="`focus_matching` is 'none'"):
+            make_focus_trainer(tmp_path, family="sdxl", subject_gate="shown", train_dataset=make_pairs(2))

@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import safetensors.torch
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from .batches import PreferenceRows, RowKey
 from .collator import DataCollatorForDiffusionPreference
@@ -79,6 +80,9 @@ class EncodedRows(PreferenceRows):
         ref_errors (`datasets.Dataset`, *optional*):
             For each row a column `encoded` of bytes: the reference's errors on chosen and rejected in each of its draws, a float
             tensor of shape `(draws, 2, H, W)`.
+        shown (`datasets.Dataset`, *optional*):
+            For each row a column `encoded` of bytes: how far chosen and rejected show each subject, a float tensor of shape
+            `(2, S)`.
     """
 
     def __init__(
@@ -103,11 +107,12 @@ class EncodedRows(PreferenceRows):
         self.empty = empty
         self.draws: int | None = None
         self.ref_errors: datasets.Dataset | None = None
+        self.shown: datasets.Dataset | None = None
 
     @property
     def files(self) -> list[Path]:
         """All files that they are in."""
-        tables = (self.encoded, self.conditions, self.ref_errors)
+        tables = (self.encoded, self.conditions, self.ref_errors, self.shown)
         return [Path(file["filename"]) for table in tables if table is not None for file in table.cache_files]
 
     def picture(self, row: int, epoch: int, collator: DataCollatorForDiffusionPreference) -> torch.Tensor:
@@ -129,6 +134,8 @@ class EncodedRows(PreferenceRows):
                 row["empty"] = self.conditions[self.empty]["encoded"]
         if self.ref_errors is not None:
             row["ref_errors"] = self.ref_errors[key.row]["encoded"]
+        if self.shown is not None:
+            row["shown"] = self.shown[key.row]["encoded"]
         return row
 
 
@@ -137,7 +144,7 @@ class EncodedCollator(DataCollatorForDiffusionPreference):
     """
     Collates encoded rows. As [`DataCollatorForDiffusionPreference`], but `chosen`, `rejected` and `references` are clean
     latents, and `conditions` is what the prompts were encoded to; there are no `prompt_references`. `ref_errors`, where there
-    are some, has the shape `(2B, H, W)`, the chosen ones first.
+    are some, has the shape `(2B, H, W)`, and `shown` the shape `(2B, S)`, the chosen ones first.
 
     Args:
         stack (`Callable`):
@@ -153,6 +160,9 @@ class EncodedCollator(DataCollatorForDiffusionPreference):
         if "ref_errors" in rows[0]:
             errors = [unpack(row["ref_errors"])[row["key"].epoch] for row in rows]
             batch["ref_errors"] = torch.stack(errors, dim=1).flatten(0, 1)
+        if "shown" in rows[0]:
+            shown = [unpack(row["shown"]).T for row in rows]
+            batch["shown"] = pad_sequence(shown, batch_first=True).permute(2, 0, 1).flatten(0, 1)
         return batch
 
     def pair(self, row):

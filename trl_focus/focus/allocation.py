@@ -19,7 +19,7 @@ GATES = ("level", "alignment")
 SUBJECT_GATES = ("shown", "none")
 NORMALIZATIONS = ("none", "mean", "subject")
 
-# Matched share that even a subject of which nothing is found is given: in much noise all shares are near 0
+# What even a subject of which nothing is found is given: as much as is found of a subject by chance
 LEAST_SHOWN = 0.02
 
 # Weight, in full cells, under which a subject counts as absent where subjects are balanced
@@ -109,25 +109,22 @@ def detail_gate(level_B: torch.Tensor, alignment_B: torch.Tensor | None, by: str
 
 
 @torch.no_grad()
-def subject_gate(matched_BHW: torch.Tensor, subject_masks_BSHW: torch.Tensor) -> torch.Tensor:
+def subject_gate(shown_BS: torch.Tensor) -> torch.Tensor:
     """
     How much each subject of a pair counts: as far as the chosen image shows it, relative to the subject that it shows best
-    [our decision]. A subject of which neither image shows the reference can't be what the label is about. With `m_s` the
-    mean of `M'` over subject s on the chosen image, and 0.02 for the noise in it, `g_s = (m_s + 0.02) / (max m + 0.02)`.
+    [our decision]. A subject of which it does not show the reference can't be what the label is about. With `m_s` how far
+    it shows subject s, and 0.02 for the noise in it, `g_s = (m_s + 0.02) / (max m + 0.02)`.
 
     Args:
-        matched_BHW (`torch.Tensor` of shape `(B, H, W)`):
-            `M'` in [0, 1]: the chosen images, then the rejected ones of the same pairs.
-        subject_masks_BSHW (`torch.Tensor` of shape `(B, S, H, W)`):
-            Mask of each subject in [0, 1].
+        shown_BS (`torch.Tensor` of shape `(B, S)`):
+            How far each image shows each subject, in [0, 1], see [`~maps.shown`]: the chosen images, then the rejected ones of
+            the same pairs.
 
     Returns:
         `torch.Tensor` of shape `(B, S)` in (0, 1], the same for both images of a pair.
     """
-    chosen_BSHW, matched_B1HW = subject_masks_BSHW.float().chunk(2)[0], matched_BHW.float().chunk(2)[0].unsqueeze(1)
-    area_BS = chosen_BSHW.sum(dim=(2, 3)).clamp(min=torch.finfo(torch.float32).tiny)
-    shown_BS = (chosen_BSHW * matched_B1HW).sum(dim=(2, 3)) / area_BS + LEAST_SHOWN
-    return (shown_BS / shown_BS.amax(dim=1, keepdim=True)).repeat(2, 1)
+    chosen_BS = shown_BS.float().chunk(2)[0] + LEAST_SHOWN
+    return (chosen_BS / chosen_BS.amax(dim=1, keepdim=True)).repeat(2, 1)
 
 
 @torch.no_grad()

@@ -40,6 +40,9 @@ class FocusContext:
             Share of each reference that its mask covers, in [0, 1].
         detail_BHW (`torch.Tensor` of shape `(B, H, W)`, *optional*):
             Information density of each image in [0, 1]. `None` where the map does not ask for it.
+        shown_BS (`torch.Tensor` of shape `(B, S)`, *optional*):
+            How far each image shows each subject, in [0, 1], measured before training: see [`shown`]. `None` where the map
+            does not ask for it.
     """
 
     level_B: torch.Tensor
@@ -49,6 +52,7 @@ class FocusContext:
     reference_subjects_BR: torch.Tensor | None = None
     reference_shares_BR: torch.Tensor | None = None
     detail_BHW: torch.Tensor | None = None
+    shown_BS: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,11 @@ def needs(*inputs: str):
 
     Args:
         inputs (`str`):
-            Of `"masks"`, `"similarity"` and `"detail"`.
+            Of `"masks"`, `"similarity"`, `"detail"` and `"shown"`.
     """
-    if unknown := {*inputs} - {"masks", "similarity", "detail"}:
-        raise ValueError(f"A map can need 'masks', 'similarity' or 'detail', not {', '.join(map(repr, unknown))}.")
+    if unknown := {*inputs} - {"masks", "similarity", "detail", "shown"}:
+        unknown = ", ".join(map(repr, sorted(unknown)))
+        raise ValueError(f"A map can need 'masks', 'similarity', 'detail' or 'shown', not {unknown}.")
 
     def mark(focus_map: Callable) -> Callable:
         focus_map.needs = frozenset(inputs)
@@ -138,6 +143,21 @@ def correspondence(context: FocusContext, settings: FocusSettings) -> Correspond
     return graded(*similarities)
 
 
+def shown(context: FocusContext, settings: FocusSettings) -> torch.Tensor:
+    """
+    How far images show their subjects: the mean of `M'` over each.
+
+    Returns:
+        `torch.Tensor` of shape `(B, S)` in [0, 1]; 0 where a subject is absent, or nothing can be matched.
+    """
+    context = with_prior(context, settings)
+    masks_BSHW, found = context.subject_masks_BSHW.float(), correspondence(context, settings)
+    if found is None:
+        return masks_BSHW.new_zeros(masks_BSHW.shape[:2])
+    area_BS = masks_BSHW.sum(dim=(2, 3)).clamp(min=torch.finfo(torch.float32).tiny)
+    return (masks_BSHW * found.matched_BHW.unsqueeze(1)).sum(dim=(2, 3)) / area_BS
+
+
 def uniform(context: FocusContext, settings: FocusSettings) -> dict[str, torch.Tensor]:
     """`W = 1`: Diffusion-DPO."""
     return {"weights": context.level_B.new_ones(len(context.level_B), *context.grid)}
@@ -180,9 +200,9 @@ def focus(context: FocusContext, settings: FocusSettings) -> dict[str, torch.Ten
         # Without references there is nothing to be aligned with
         alignment_B = torch.zeros_like(context.level_B) if found is None else alignment_ratio(found[0], prior_BHW)
         gate_B = detail_gate(context.level_B, alignment_B, settings.gate, settings.gate_threshold)
-    if found is not None and settings.subject_gate == "shown" and context.subject_masks_BSHW.shape[1] > 0:
-        masks_BSHW = context.subject_masks_BSHW
-        gated_BSHW = masks_BSHW * subject_gate(found.matched_BHW, masks_BSHW)[..., None, None]
+    if settings.subject_gate == "shown" and context.subject_masks_BSHW.shape[1] > 0:
+        gate_BS = subject_gate(context.shown_BS)
+        gated_BSHW = context.subject_masks_BSHW * gate_BS[..., None, None]
         prior_BHW = prior(replace(context, subject_masks_BSHW=gated_BSHW))
     parts = focus_parts(prior_BHW, found, context.detail_BHW, gate_B, context.level_B)
     return {**parts, "weights": weigh(parts, settings.weights)}
@@ -202,9 +222,11 @@ def required(name: str, settings: FocusSettings) -> frozenset[str]:
     What of the data and the model a named map needs with these settings.
 
     Returns:
-        `frozenset[str]`: Of `"masks"`, `"references"` (in every row), `"similarity"` and `"detail"`.
+        `frozenset[str]`: Of `"masks"`, `"references"` (in every row), `"similarity"`, `"detail"` and `"shown"`.
     """
     wanted = {*getattr(FOCUS_MAPS[name], "needs", ())}
+    if settings.subject_gate == "shown" and FOCUS_MAPS[name] is focus:
+        wanted.add("shown")
     if settings.matching == "none":
         wanted.discard("similarity")
     if settings.weights.detail == 0:

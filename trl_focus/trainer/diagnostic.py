@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from ..focus.maps import FOCUS_MAPS, prior, with_prior
 from ..losses import mean_error
-from ..noise import Noised, denoising_error, draw
+from ..noise import denoising_error, noised_at
 from .focus_dpo_trainer import FocusDPOTrainer
 
 
@@ -137,19 +137,11 @@ class _Gradients:
         self.outside = self.outside + (difference_BHW * (1 - subjects_BHW)).sum()
 
 
-def noised_at(trainer: FocusDPOTrainer, x_BCHW: torch.Tensor, seeds: list[int], level: float) -> Noised:
-    """Clean latents of 2B images with the noise that training would draw for the B seeds, all at one level."""
-    noise_BCHW, u_B = draw(seeds, x_BCHW.shape[1:], x_BCHW.device)
-    return trainer.family.process.noise(
-        x_BCHW, torch.cat([noise_BCHW] * 2), torch.cat([torch.full_like(u_B, level)] * 2)
-    )
-
-
 def _errors_and_weightings(
     trainer: FocusDPOTrainer, batch: dict, level: float
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     x_BCHW, prompt, references = trainer._encode(batch)
-    noised = noised_at(trainer, x_BCHW, batch["seed"], level)
+    noised = noised_at(trainer.family.process, x_BCHW, batch["seed"], level)
     with trainer.watch(batch, noised, prompt, references) as seen, trainer._autocast():
         prediction_BCHW = trainer.family.predict(
             trainer.model, noised.noisy_BCHW, noised.timestep_B, prompt, references

@@ -6,7 +6,8 @@ from itertools import islice
 import torch
 
 from ..families.tap import BlockTap
-from .diagnostic import LEVELS, noised_at
+from ..noise import noised_at
+from .diagnostic import LEVELS
 from .focus_dpo_trainer import FocusDPOTrainer
 
 
@@ -38,7 +39,7 @@ def score_feature_blocks(trainer: FocusDPOTrainer, n_batches: int = 4) -> dict[s
         for batch in islice(trainer.get_train_dataloader(), n_batches):
             for number, level in enumerate(LEVELS):
                 x_BCHW, prompt, references = trainer._encode(batch)
-                noised = noised_at(trainer, x_BCHW, batch["seed"], level)
+                noised = noised_at(trainer.family.process, x_BCHW, batch["seed"], level)
                 with trainer.watch(batch, noised, prompt, references) as similarities, trainer._autocast():
                     trainer.family.predict(trainer.model, noised.noisy_BCHW, noised.timestep_B, prompt, references)
                 for block, similarity_BRHW in zip(blocks, similarities, strict=True):

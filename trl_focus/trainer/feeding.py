@@ -17,7 +17,7 @@ from ..data.loader import preference_loader
 from ..data.preparation import PreferenceDataset, prepare_preferences
 from .checks import each_dataset, named_dataset
 from .encoding import encode_once, encoder_identity
-from .reference_errors import add_reference_errors
+from .precomputed import add_reference_errors
 
 
 class FeedMixin:
@@ -37,10 +37,11 @@ class FeedMixin:
         _, eval_dataset = each_dataset(partial(self._encoded, collator=self.eval_collator), None, eval_dataset)
         parts = [train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])]
         all_encoded = all(isinstance(part, EncodedRows | None) for part in parts)
-        if self.args.precompute_ref_errors and not all_encoded:
+        if (found := self._found_before()) and not all_encoded:
+            name, off = found
             raise ValueError(
-                "`precompute_ref_errors` is for rows that are encoded once: it does not go with streams, nor with a "
-                "`data_collator` of your own. Set it to 0."
+                f"`{name}` is for rows that are encoded once: it does not go with streams, nor with a `data_collator` of "
+                f"your own. Set it to {off!r}."
             )
         self._move_encoders(torch.device("cpu") if all_encoded else self.args.device)
         return train_dataset, eval_dataset
@@ -61,6 +62,10 @@ class FeedMixin:
                 PartialState(),
                 self.fetch_encoded,
             )
+
+    def _found_before(self) -> tuple[str, Any] | None:
+        """The setting by which the model finds something out about each row before training, and its value for nothing."""
+        return ("precompute_ref_errors", 0) if self.args.precompute_ref_errors else None
 
     @cached_property
     def _encoder_identity(self) -> str:

@@ -62,7 +62,7 @@ class FocusDPOConfig(DiffusionDPOConfig):
         subject_gate (`str`, *optional*, defaults to `"none"`):
             Which subjects of a pair `"focus"` weighs: all of them alike (`"none"`), or each as far as the chosen image shows
             its reference (`"shown"`), relative to the subject shown best. Where one subject of a pair is beside the point,
-            it then weighs little.
+            it then weighs little. It is measured once, before training, for which rows have to be encoded once.
     """
 
     focus_map: str = field(
@@ -139,7 +139,7 @@ class FocusDPOConfig(DiffusionDPOConfig):
         default="none",
         metadata={
             "help": "Which subjects of a pair 'focus' weighs: 'shown', each as far as the chosen image shows its reference, "
-            "relative to the subject shown best; or 'none', all of them alike.",
+            "relative to the subject shown best, which is measured before training; or 'none', all of them alike.",
             "choices": [*SUBJECT_GATES],
         },
     )
@@ -166,6 +166,11 @@ class FocusDPOConfig(DiffusionDPOConfig):
                 "`focus_normalization='subject'` balances the subjects by their masks, and `focus_prior` is "
                 f"{self.focus_prior!r}: choose 'masks', or another normalization."
             )
+        if self.subject_gate == "shown" and not self.encode_once:
+            raise ValueError(
+                "`subject_gate='shown'` is measured before training, and `encode_once` is False: choose 'none', or encode rows "
+                "once."
+            )
         self.check_matching()
         if self.prior_weight is None and self._left_for_prior() < 0:
             raise ValueError(
@@ -188,6 +193,11 @@ class FocusDPOConfig(DiffusionDPOConfig):
             raise ValueError(
                 "`detail_gate='alignment'` asks how far images match their references, and `focus_matching` is 'none': "
                 "choose 'level'."
+            )
+        if self.focus_matching == "none" and self.subject_gate == "shown":
+            raise ValueError(
+                "`subject_gate='shown'` asks how far images show their references, and `focus_matching` is "
+                "'none': choose 'none' for both."
             )
 
     @property

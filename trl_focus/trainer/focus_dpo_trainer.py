@@ -8,14 +8,20 @@ from functools import cached_property, partial
 import torch
 
 from ..callbacks import FocusMapCallback
+from ..data.encoded import EncodedRows
 from ..data.preparation import prepare_preferences
 from ..families.tap import BlockTap
 from ..focus.allocation import normalise
 from ..focus.correspondence import prototypes, similarity
-from ..focus.maps import FOCUS_MAPS, FocusContext, FocusSettings, prior, required
+from ..focus.maps import FOCUS_MAPS, FocusContext, FocusSettings, prior, required, shown
 from ..losses import mean_error
+from ..noise import noised_at
 from .diffusion_dpo_trainer import CellWeights, DiffusionDPOTrainer
 from .focus_dpo_config import FocusDPOConfig
+from .precomputed import add_shown
+
+
+SHOWN_AT = 0.25  # noise level at which a model is asked what an image shows: little enough to see it
 
 
 class FocusDPOTrainer(DiffusionDPOTrainer):
@@ -88,9 +94,9 @@ class FocusDPOTrainer(DiffusionDPOTrainer):
         super().__init__(model, ref_model, args, *trainer_args, **kwargs)
         self._tap = None
         if "similarity" in self._needs:
-            blocks = self.args.focus_blocks or self.family.feature_blocks
-            self._tap = BlockTap(self.family.denoiser, blocks)
-            if elsewhere := [name for name in blocks if name not in self.family.image_blocks]:
+            self.feature_blocks = self.args.focus_blocks or self.family.feature_blocks
+            self._tap = BlockTap(self.family.denoiser, self.feature_blocks)
+            if elsewhere := [name for name in self.feature_blocks if name not in self.family.image_blocks]:
                 raise ValueError(
                     f"`focus_blocks` names {', '.join(map(repr, elsewhere))}, which does not see target, references and text "
                     f"together. Choose among {', '.join(self.family.image_blocks)}."
@@ -130,6 +136,35 @@ class FocusDPOTrainer(DiffusionDPOTrainer):
     def _prepare_dataset(self, dataset):
         return prepare_preferences(dataset, self.layout_rule, self.args.ties, self.args.dataset_num_proc, self._needs)
 
+    def _found_before(self):
+        return super()._found_before() or (("subject_gate", "none") if "shown" in self._needs else None)
+
+    def _precompute(self, dataset, draws, train):
+        super()._precompute(dataset, draws, train)
+        if "shown" in self._needs and isinstance(dataset, EncodedRows) and dataset.shown is None:
+            add_shown(self, dataset, self._collator(dataset, train))
+
+    @torch.no_grad()
+    def shown(self, batch, level: float = SHOWN_AT) -> torch.Tensor:
+        """
+        How far images show their subjects, as the model without its LoRA sees them: see [`~trl_focus.focus.maps.shown`].
+
+        Args:
+            batch (`dict`):
+                A batch of the trainer's loaders.
+            level (`float`, *optional*, defaults to `0.25`):
+                Noise level in [0, 1] at which the model sees the images.
+
+        Returns:
+            `torch.Tensor` of shape `(2B, S)` in [0, 1]: the chosen ones first.
+        """
+        x_BCHW, prompt, references = self._encode(batch)
+        noised = noised_at(self.family.process, x_BCHW, batch["seed"], level)
+        with self.base_policy(), self.watch(batch, noised, prompt, references) as similarities:
+            self._error(self.model, noised, prompt, references)
+        grid = tuple(x_BCHW.shape[-2:])
+        return shown(self._focus_context(batch, noised.level_B, grid, similarities), self._focus_settings)
+
     def focus_map(self, context: FocusContext) -> dict[str, torch.Tensor]:
         """Weights and named parts, each of shape `(B, H, W)`, of the map in force, before normalization and callbacks."""
         if self._own_map is None:
@@ -167,10 +202,16 @@ class FocusDPOTrainer(DiffusionDPOTrainer):
                 "reference_subjects_BR": torch.cat([batch["reference_subjects"]] * 2),
                 "reference_shares_BR": torch.stack(shares, dim=1).repeat(2, 1),
             }
-        return FocusContext(level_B, grid, both("masks"), detail_BHW=both("detail"), **compared)
+        return FocusContext(
+            level_B, grid, both("masks"), detail_BHW=both("detail"), shown_BS=batch.get("shown"), **compared
+        )
 
     @torch.no_grad()
     def cell_weights(self, batch, noised, seen):
+        if "shown" in self._needs and "shown" not in batch:
+            raise ValueError(
+                "`subject_gate` is for rows that are encoded once: set it to 'none' for batches of pixels."
+            )
         grid = tuple(noised.noisy_BCHW.shape[-2:])
         similarities = [torch.cat(parts) for parts in zip(*seen, strict=True)]
         context = self._focus_context(batch, noised.level_B, grid, similarities)

@@ -1,0 +1,138 @@
+# Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
+"""What the denoiser finds out about each row before training, in files that later runs find again."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import torch
+from accelerate import PartialState
+from accelerate.utils import send_to_device
+from datasets.fingerprint import Hasher
+
+from ..data.batches import RowKey
+from ..data.cached_table import CachedTable
+from ..data.encoded import EncodedCollator, EncodedRows, pack
+from .encoding import module_identity, saved
+from .policy import REFERENCE
+
+
+if TYPE_CHECKING:
+    from .diffusion_dpo_trainer import DiffusionDPOTrainer
+    from .focus_dpo_trainer import FocusDPOTrainer
+
+
+_FEATURES = datasets.Features({"encoded": datasets.Value("large_binary")})
+
+
+def add_reference_errors(
+    trainer: "DiffusionDPOTrainer", rows: EncodedRows, collator: EncodedCollator, draws: int, batch_size: int
+):
+    """
+    Gives rows the errors of the reference for so many draws of noise and noise level, which epochs then take in turn.
+
+    Args:
+        trainer ([`DiffusionDPOTrainer`]):
+            Its reference is asked.
+        rows ([`EncodedRows`]):
+            Gain `ref_errors`.
+        collator ([`EncodedCollator`]):
+            Draws the noise and the level of each row and epoch.
+        draws (`int`):
+            Draws of each row, at least 1.
+        batch_size (`int`):
+            Pairs in one forward.
+
+    Raises:
+        ValueError: If they have to be computed, and the model is sharded.
+    """
+    rows.draws = draws
+
+    def errors_of(row: int) -> torch.Tensor:
+        parts = []
+        for start in range(0, draws, batch_size):
+            keys = [RowKey(row, epoch) for epoch in range(start, min(start + batch_size, draws))]
+            batch = send_to_device(collator([rows[key] for key in keys]), trainer.accelerator.device)
+            parts.append(torch.stack(trainer.reference_error(batch).chunk(2), dim=1))
+        return torch.cat(parts)
+
+    args = trainer.args
+    noise = [args.weighting_scheme, args.logit_mean, args.logit_std, args.mode_scale, args.sampling_steps]
+    identity = [
+        *(draws, collator.seed, collator.caption_dropout, noise, trainer.family.guidance_scale),
+        args.reference_positions,
+        [*saved(trainer.pipeline.scheduler)],  # its levels are those of the noise
+        _reference_identity(trainer),
+    ]
+    rows.ref_errors = _table(trainer, rows, "errors", "precompute_ref_errors", identity, errors_of)
+
+
+def add_shown(trainer: "FocusDPOTrainer", rows: EncodedRows, collator: EncodedCollator):
+    """
+    Gives rows how far their images show each subject, as [`FocusDPOTrainer.shown`] measures it.
+
+    Args:
+        trainer ([`FocusDPOTrainer`]):
+            Its model is asked, without the LoRA.
+        rows ([`EncodedRows`]):
+            Gain `shown`.
+        collator ([`EncodedCollator`]):
+            Draws the noise of each row.
+
+    Raises:
+        ValueError: If it has to be measured, and the model is sharded.
+    """
+
+    def shown_of(row: int) -> torch.Tensor:
+        batch = send_to_device(collator([rows[RowKey(row, 0)]]), trainer.accelerator.device)
+        return trainer.shown(batch)
+
+    args = trainer.args
+    identity = [
+        *(collator.seed, collator.caption_dropout, trainer.family.guidance_scale, args.reference_positions),
+        *(trainer.feature_blocks, args.focus_prior, args.focus_matching),
+        _identity_without_lora(trainer),
+    ]
+    rows.shown = _table(trainer, rows, "shown", "subject_gate", identity, shown_of)
+
+
+def _table(
+    trainer: "DiffusionDPOTrainer",
+    rows: EncodedRows,
+    name: str,
+    setting: str,
+    identity: list,
+    make: Callable[[int], torch.Tensor],
+) -> datasets.Dataset:
+    """What `make` gives for each row, computed with the model in eval mode where there is no file of it."""
+
+    def made(row: int) -> dict[str, Any]:
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise ValueError(
+                f"`{setting}` needs the whole model in a process, and this run shards it. Compute it in a run without FSDP "
+                "or DeepSpeed (`max_steps=1` will do); this one then finds it."
+            )
+        return {"encoded": pack(make(row))}
+
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    accelerator, processes, was_training = trainer.accelerator, PartialState(), policy.training
+    identity = Hasher.hash([rows.identity, *identity, accelerator.device.type, accelerator.mixed_precision])
+    keys = [f"{content} {row}" for content, row in zip(rows.contents, rows.rows, strict=True)]
+    table = CachedTable(name, identity, keys, made, _FEATURES, trainer.fetch_encoded)
+    policy.eval()
+    table.fill(processes.process_index, processes.num_processes)
+    processes.wait_for_everyone()
+    policy.train(was_training)
+    return table.whole()
+
+
+def _reference_identity(trainer: "DiffusionDPOTrainer") -> str:
+    if trainer.ref_denoiser is not None:
+        return module_identity(trainer.accelerator.unwrap_model(trainer.ref_denoiser))
+    kept = f".{REFERENCE}." if trainer.reference == "initial_adapter" else None
+    return _identity_without_lora(trainer, kept)
+
+
+def _identity_without_lora(trainer: "DiffusionDPOTrainer", kept: str | None = None) -> str:
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    return module_identity(policy, lambda name: "lora_" not in name or bool(kept and kept in name))
