@@ -7,6 +7,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_dispatch import attention_backend, dispatch_attention_fn
 
+from .offload import check_offload
+
 
 if TYPE_CHECKING:
     from .diffusion_dpo_config import DiffusionDPOConfig
@@ -19,6 +21,8 @@ def set_computation(denoiser: torch.nn.Module, args: "DiffusionDPOConfig"):
     Raises:
         ValueError: If the model can't have them, or the backend can't train here.
     """
+    if args.offload_blocks:
+        check_offload(denoiser)  # what moves it comes when it has its LoRA
     if args.attention_backend is not None:
         _set_attention_backend(denoiser, args)
     if args.channels_last:
