@@ -10,6 +10,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
+from benchmarks.cost_model.live import live_bytes
 from tests.fixtures.families import denoiser_inputs, family_of
 from tests.fixtures.pairs import make_pairs
 from tests.fixtures.pipelines import PIPELINES, TINY
@@ -121,6 +122,7 @@ def test_references_of_their_own(tmp_path, device, reference):
         own = {"ref_model": PIPELINES["sdxl"](seed=1)} if reference == "model" else {}
         pipeline = PIPELINES["sdxl"]()
         if reference == "initial_adapter":
+            torch.manual_seed(0)
             pipeline.unet.add_adapter(LoraConfig(init_lora_weights=False, target_modules=["to_q"]))
         trainer = make_trainer(
             output_dir=tmp_path, family="sdxl", pipeline=pipeline, reference=reference, **own, **settings
@@ -164,7 +166,8 @@ def test_what_moves_a_model_passes_its_blocks_by(name):
     resting = {weight: weight.data_ptr() for block in blocks_of(family.denoiser) for weight in block.parameters()}
     resting = {weight: place for weight, place in resting.items() if not weight.requires_grad}
     names = [name for name, _ in policy.named_parameters()]
-    policy.to("meta")
+    policy._apply(torch.clone)  # in place, as from the CPU to CUDA
+    policy.to("meta")  # by new parameters
     assert family.denoiser.device.type == "meta"  # the pipeline takes it for the one to draw on
     assert [name for name, _ in policy.named_parameters()] == names
     stayed = {name for name, weight in policy.named_parameters() if weight.device == CPU}
@@ -197,19 +200,51 @@ def test_an_error_within_a_block_leaves_all_at_rest(device):
 
 
 def test_a_change_of_resting_weights_counts():
-    """As by fusing a LoRA."""
-    family, policy, inputs = policy_of("flux2_klein", offloaded=True)
-    before = family.predict(policy, *inputs)
-    with torch.no_grad():
-        for weight in blocks_of(family.denoiser)[-1].parameters():
-            weight.mul_(0.5)
-    after = family.predict(policy, *inputs)
-    assert not torch.equal(before, after)
-    family, policy, inputs = policy_of("flux2_klein", offloaded=False)
-    with torch.no_grad():
-        for weight in blocks_of(family.denoiser)[-1].parameters():
-            weight.mul_(0.5)
-    assert torch.equal(family.predict(policy, *inputs), after)
+    """As by fusing a LoRA, after a step that left a block on the device."""
+    found = []
+    for offloaded in (True, False):
+        family, policy, inputs = policy_of("flux2_klein", offloaded)
+        family.predict(policy, *inputs).sum().backward()
+        for block in blocks_of(family.denoiser):
+            for weight in block.parameters():
+                weight.data.mul_(0.5)
+        found.append(family.predict(policy, *inputs))
+    assert torch.equal(*found)
+
+
+def test_checkpointing_keeps_no_more_than_without_offload():
+    """Hooks of checkpointing get what blocks would keep; the weights of the last block are still there."""
+    kept = []
+    for offloaded in (True, False):
+        family, policy, inputs = policy_of("flux2_klein", offloaded)
+        policy.activation_checkpointing_enable()
+        kept.append(live_bytes(lambda f=family, p=policy, i=inputs: f.predict(p, *i))[0])
+    last = blocks_of(family.denoiser)[-1]
+    weights = sum(weight.numel() * weight.element_size() for weight in last.parameters() if not weight.requires_grad)
+    assert kept[0] == kept[1] + weights
+
+
+class Sliced(torch.nn.Module):
+    """A block whose backward pass needs parts of a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(6, 4), requires_grad=False)
+
+    def forward(self, x):
+        return x @ self.weight[1:5] * self.weight[5, ::2].sum() + x @ self.weight[2:].T
+
+
+def test_parts_of_a_weight(device):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(Sliced(), Sliced())
+    x = torch.randn(3, 4, requires_grad=True)
+    (plain,) = torch.autograd.grad(model(x).square().sum(), x)
+    model._repeated_blocks = ["Sliced"]
+    offload_blocks(model, [model], CPU)
+    (offloaded,) = torch.autograd.grad(model(x).square().sum(), x)
+    assert torch.equal(plain, offloaded)
+    assert device.peak == 1
 
 
 def test_nothing_stays_on_the_device_where_no_backward_pass_follows(device):
