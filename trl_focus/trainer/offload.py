@@ -123,7 +123,9 @@ class _Block:
     def at_work(self) -> Iterator[None]:
         """Within it the block's weights are on the device. Those of a backward pass stay until the next block takes their place."""
         hosts = [weight.data for weight in self.weights]
-        if torch._C._current_graph_task_id() == -1:  # within a backward pass no weight can have changed since it was brought
+        if (
+            torch._C._current_graph_task_id() == -1
+        ):  # within a backward pass no weight can have changed since it was brought
             self.place.clear()
         try:
             for weight, on_device in zip(self.weights, self.place.bring(self), strict=True):
