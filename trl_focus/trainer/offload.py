@@ -42,27 +42,6 @@ def undo_offload(denoiser: torch.nn.Module):
             del part.forward, part._apply
 
 
-def check_offload(denoiser: torch.nn.Module):
-    """
-    Refuses a denoiser whose blocks can't rest in host memory, before anything is changed.
-
-    Raises:
-        ValueError: If it has no known blocks, or its weights are quantized.
-    """
-    blocks = blocks_of(denoiser)
-    if not blocks:
-        raise ValueError(
-            f"`offload_blocks` is for denoisers whose repeated blocks diffusers names, and it names none of "
-            f"{type(denoiser).__name__}'s. Leave it out."
-        )
-    for weight in (weight for block in blocks for weight in block.parameters()):
-        if type(weight.data) is not torch.Tensor or not weight.is_floating_point():
-            raise ValueError(
-                "`offload_blocks` is for weights as they are, and the denoiser's are quantized. Leave out one of both: "
-                "quantized weights take a quarter or half as much, and stay on the device."
-            )
-
-
 class _Saved(NamedTuple):
     """What autograd keeps in place of a block's weight, or of a view of it."""
 
@@ -121,11 +100,10 @@ class _Block:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Within it the block's weights are on the device. Those of a backward pass stay until the next block takes their place."""
+        """Within it the block's weights are on the device. If a backward pass may follow, they stay until their room is needed."""
         hosts = [weight.data for weight in self.weights]
-        if (
-            torch._C._current_graph_task_id() == -1
-        ):  # within a backward pass no weight can have changed since it was brought
+        in_backward = torch._C._current_graph_task_id() != -1
+        if not in_backward:  # weights may have changed since they were brought
             self.place.clear()
         try:
             for weight, on_device in zip(self.weights, self.place.bring(self), strict=True):
@@ -142,7 +120,8 @@ class _Block:
         How autograd saves tensors, and gets them back: weights are brought again, and all else is saved as it would have been.
         Only the innermost hooks see a tensor, so those of checkpointing around the block are called from here.
         """
-        pack_other, unpack_other = torch._C._autograd._top_saved_tensors_default_hooks(True) or (_as_it_is, _as_it_is)
+        outer = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        pack_other, unpack_other = outer or [lambda tensor: tensor] * 2
         numbers = {weight.untyped_storage().data_ptr(): i for i, weight in enumerate(self.place.weights)}
 
         def pack(tensor: torch.Tensor) -> Any:
@@ -167,7 +146,3 @@ class _Block:
         finally:
             for (weights, name), weight in zip(self.owners, self.weights, strict=True):
                 weights[name] = weight
-
-
-def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
