@@ -8,9 +8,9 @@ from functools import cache as once
 from pathlib import Path
 
 from .cache import cache
-from .cluster import H100, bounds, sent_bytes
+from .cluster import H100, PCIE, bounds, sent_bytes
 from .measure import cache_files, optimizer_states, quantized_weights, step_of
-from .memory import kept_bytes, memory, sizes
+from .memory import kept_bytes, memory, offload, optimizer_bytes, sizes
 from .models import MODELS, Model, on_meta, peak_of_policy, policy_on_meta, trace_policy
 from .operations import step
 
@@ -29,6 +29,7 @@ def sides(model: Model) -> list[int]:
 
 traced = once(lambda name: trace_policy(MODELS[name], sides(MODELS[name])))
 counted = once(lambda name: sizes(policy_on_meta(MODELS[name])))
+peak = once(lambda name, images: peak_of_policy(MODELS[name], sides(MODELS[name]), batch=images))
 worked = once(lambda name: step(MODELS[name], sides(MODELS[name]), traced(name)))
 
 
@@ -111,18 +112,32 @@ def on_a_card():
             "all, NF4",
         ),
     )
-    for name, model in MODELS.items():
+    for name in MODELS:
         stored = {storage: memory(counted(name), traced(name), storage) for storage in ("bf16", "int8", "nf4")}
-        peak = peak_of_policy(model, sides(model))
         nf4 = stored["nf4"]
         row(
             name,
             *(amount(taken.weights) for taken in stored.values()),
             amount(nf4.lora),
             amount(kept_bytes(traced(name), checkpointing=False)),
-            amount(peak),
-            amount(nf4.weights + nf4.lora + nf4.buffers + peak),
+            amount(peak(name, 2)),
+            amount(nf4.weights + nf4.lora + nf4.buffers + peak(name, 2)),
         )
+
+
+def with_offload():
+    table(
+        "Memory of a step of one pair on one card with `offload_blocks`, in bf16 with checkpointing",
+        *("model", "weights on the card", "in host memory", "all on the card", "with `one_forward: false`"),
+        *("sent a step", "seconds by PCIe", "sent with `one_forward: false`", "seconds by PCIe"),
+    )
+    for name, model in MODELS.items():
+        at_rest, lora = offload(policy_on_meta(model)), 8 * sum(counted(name).lora) + optimizer_bytes(counted(name))
+        cells = [amount(at_rest.card), amount(at_rest.host)]
+        cells += [amount(at_rest.card + lora + peak(name, images)) for images in (2, 1)]
+        for passes in (3, 7):  # reference, forward and backward; or each image alone, and the first forward again
+            cells += [amount(passes * at_rest.sent), f"{passes * at_rest.sent / PCIE:.2g}"]
+        row(name, *cells)
 
 
 def on_many_cards():
@@ -199,5 +214,5 @@ def held():
 
 
 if __name__ == "__main__":
-    for print_tables in (models, operations, on_a_card, on_many_cards, epochs, on_disk, held):
+    for print_tables in (models, operations, on_a_card, with_offload, on_many_cards, epochs, on_disk, held):
         print_tables()

@@ -36,6 +36,8 @@ H100 = Card(
     flops=989e12, bandwidth=3.35e12, link=450e9, network=50e9
 )  # NVLink 4, and 400 Gb/s of InfiniBand for each card
 
+PCIE = 31.5e9  # bytes per second from host memory over 16 lanes of PCIe 4.0, by its specification
+
 LAYOUTS = ("ddp", "zero2", "fsdp2", "zero3")
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from trl_focus.trainer.offload import blocks_of
+
 from .trace import Trace
 
 
@@ -135,4 +137,36 @@ def memory(
         lora=8 * sum(sizes.lora) + optimizer_bytes(sizes, eight_bit_optimizer),
         activations=activation_bytes(trace, checkpointing),
         buffers=0 if storage == "bf16" else 2 * max(rows * columns for rows, columns in sizes.linear),
+    )
+
+
+@dataclass(frozen=True)
+class Offload:
+    """
+    Bytes of the frozen weights in bf16 with `offload_blocks`.
+
+    Attributes:
+        card (`int`):
+            On the card: weights outside of blocks, and the largest block.
+        sent (`int`):
+            All blocks, which is what a pass brings to the card.
+        host (`int`):
+            Blocks in pinned memory, where torch takes a power of two of bytes for each tensor.
+    """
+
+    card: int
+    sent: int
+    host: int
+
+
+def offload(policy: torch.nn.Module) -> Offload:
+    """Bytes of a policy's frozen weights where its blocks rest in host memory; `policy` is on `meta` or not."""
+    blocks = [
+        [2 * w.numel() for w in b.parameters() if not w.requires_grad] for b in blocks_of(policy.get_base_model())
+    ]
+    sent = sum(map(sum, blocks))
+    return Offload(
+        card=2 * sizes(policy).frozen - sent + max(map(sum, blocks)),
+        sent=sent,
+        host=sum(1 << (size - 1).bit_length() for block in blocks for size in block),
     )

@@ -1,16 +1,21 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
 import functools
+import math
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from benchmarks.cost_model import measure
 from benchmarks.cost_model.cache import cache
 from benchmarks.cost_model.cluster import sent_bytes
-from benchmarks.cost_model.memory import Sizes, kept_bytes, memory, sizes, weight_bytes
+from benchmarks.cost_model.memory import Sizes, kept_bytes, memory, offload, sizes, weight_bytes
 from benchmarks.cost_model.models import MODELS, on_meta, policy_on_meta, trace_policy, trace_vae
 from benchmarks.cost_model.operations import forward_flops, product_flops, step
+from tests.fixtures.families import denoiser_inputs, family_of
+from trl_focus.trainer.offload import blocks_of, copied, offload_blocks
+from trl_focus.trainer.policy import make_policy
 
 
 # what their names say, and SDXL's paper (https://huggingface.co/papers/2307.01952); they are rounded
@@ -83,6 +88,31 @@ def test_lora_and_optimizer_take_what_a_trainer_holds(tmp_path):
 def test_quantized_weights_take_what_bitsandbytes_stores():
     for name, (predicted, measured) in measure.quantized_weights().items():
         assert predicted == measured, name
+
+
+def test_offloaded_weights_take_what_blocks_bring(monkeypatch):
+    family = family_of("flux2_klein")
+    lora = LoraConfig(target_modules=family.lora_target_modules)
+    policy, _ = make_policy(family.pipeline, family.denoiser, lora, lora)
+    brought = []
+
+    def counted(weight, device):
+        brought.append(weight.numel() * 2)  # in bf16
+        return copied(weight, device)
+
+    monkeypatch.setattr("trl_focus.trainer.offload.copied", counted)
+    predicted = offload(policy)
+    offload_blocks(policy, [family.denoiser], torch.device("cpu"))
+    resting = {*policy._ddp_params_and_buffers_to_ignore}
+    with torch.no_grad():
+        family.predict(policy, *denoiser_inputs(family, "flux2_klein"))
+    assert predicted.sent == sum(brought)
+    outside = sum(2 * weight.numel() for name, weight in policy.named_parameters() if name not in resting)
+    largest = max(
+        sum(2 * w.numel() for w in block.parameters() if not w.requires_grad) for block in blocks_of(family.denoiser)
+    )
+    assert predicted.card == outside - 2 * sum(sizes(policy).lora) + largest
+    assert predicted.host == sum(2 ** math.ceil(math.log2(size)) for size in brought) > predicted.sent
 
 
 def test_storages_are_refused_by_name():

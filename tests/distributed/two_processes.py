@@ -41,6 +41,7 @@ def one_epoch(folder, batch_size):
         train_sampling_strategy="sequential",
         # With two processes, a forward within the backward pass comes between DDP's
         one_forward=batch_size == 4,
+        offload_blocks=batch_size == 2,
         **GENTLE,
     )
     logs = [log for log in trainer.state.log_history if "loss" in log]

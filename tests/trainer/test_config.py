@@ -414,6 +414,7 @@ class TestCommandLine:
             one_forward=False,
             attention_backend="native",
             channels_last=True,
+            offload_blocks=True,
             prepared="user/encoded-pairs",
             encode_variants=2,
             weighting_scheme="logit_normal",

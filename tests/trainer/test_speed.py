@@ -9,12 +9,11 @@ import pytest
 import torch
 import torch._dynamo
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
-from peft import LoraConfig
 
 import trl_focus
 from benchmarks.steady_memory import LiveObjects
 from tests.fixtures.pairs import make_pairs
-from tests.fixtures.trainers import make_trainer
+from tests.fixtures.trainers import gradients_of, make_trainer
 from trl_focus import DiffusionDPOTrainer, FocusDPOTrainer
 
 
@@ -48,16 +47,6 @@ def test_compiled_blocks_train_alike_and_are_compiled_once(tmp_path, trainer_cla
     assert losses_of(trainer) == pytest.approx(plain, rel=1e-4)
     assert graphs == [graphs[0]] * 4 and graphs[0] > 0
     assert not torch._dynamo.utils.counters["graph_break"]
-
-
-def gradients_of(output_dir, family: str, **settings) -> dict[str, torch.Tensor]:
-    """Gradients of a batch, where the LoRA is no longer nothing; and its loss."""
-    trainer = make_trainer(
-        output_dir=output_dir, family=family, beta=100.0, peft_config=LoraConfig(init_lora_weights=False), **settings
-    )
-    loss = trainer.compute_loss(trainer.model.train(), next(iter(trainer.get_train_dataloader())))
-    loss.backward()
-    return {"loss": loss.detach()} | {name: p.grad for name, p in trainer.model.named_parameters() if p.requires_grad}
 
 
 def test_attention_backends_have_the_same_gradients(tmp_path, monkeypatch):

@@ -7,6 +7,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_dispatch import attention_backend, dispatch_attention_fn
 
+from .offload import blocks_of
+
 
 if TYPE_CHECKING:
     from .diffusion_dpo_config import DiffusionDPOConfig
@@ -19,6 +21,8 @@ def set_computation(denoiser: torch.nn.Module, args: "DiffusionDPOConfig"):
     Raises:
         ValueError: If the model can't have them, or the backend can't train here.
     """
+    if args.offload_blocks:
+        _check_offload(denoiser)  # what moves it comes when it has its LoRA
     if args.attention_backend is not None:
         _set_attention_backend(denoiser, args)
     if args.channels_last:
@@ -50,3 +54,18 @@ def _set_attention_backend(denoiser: torch.nn.Module, args: "DiffusionDPOConfig"
             f"`attention_backend` is {name!r}, which can't train on {args.device.type} in {dtype}: {error} Choose another, or "
             "leave it out for torch's own."
         ) from error
+
+
+def _check_offload(denoiser: torch.nn.Module):
+    blocks = blocks_of(denoiser)
+    if not blocks:
+        raise ValueError(
+            f"`offload_blocks` is for denoisers whose repeated blocks diffusers names, and it names none of "
+            f"{type(denoiser).__name__}'s. Leave it out."
+        )
+    for weight in (weight for block in blocks for weight in block.parameters()):
+        if type(weight.data) is not torch.Tensor or not weight.is_floating_point():
+            raise ValueError(
+                "`offload_blocks` is for weights as they are, and the denoiser's are quantized. Leave out one of both: "
+                "quantized weights take a quarter or half as much, and stay on the device."
+            )

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from accelerate.utils import parse_flag_from_env
 from diffusers.models.attention_dispatch import AttentionBackendName
 from transformers.utils import is_torch_bf16_gpu_available
 
@@ -61,6 +63,10 @@ class DiffusionDPOConfig(_BaseConfig):
             For transformers whose attention diffusers lets choose (not Stable Diffusion's).
         channels_last (`bool`, *optional*, defaults to `False`):
             Whether the weights of a UNet's convolutions are laid out with channels last, as tensor cores read them.
+        offload_blocks (`bool`, *optional*, defaults to `False`):
+            Whether the frozen weights of the denoiser's blocks rest in host memory, and are on the device for one block at a
+            time. Changes no result; each pass waits for its weights. Needs torch 2.8, and does not go with quantized weights,
+            `torch_compile`, FSDP or DeepSpeed.
         guidance_scale (`float`, *optional*):
             Guidance that a guidance-distilled denoiser (such as FLUX.2 dev) is told in training. Defaults to the
             pipeline's own default. Other models ignore it: training has no classifier-free guidance.
@@ -212,6 +218,14 @@ class DiffusionDPOConfig(_BaseConfig):
         default=False,
         metadata={
             "help": "Whether the weights of a UNet's convolutions are laid out with channels last, as tensor cores read them."
+        },
+    )
+    offload_blocks: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether the frozen weights of the denoiser's blocks rest in host memory, and are on the device for one "
+            "block at a time. Changes no result; each pass waits for its weights. Needs torch 2.8, and does not go with "
+            "quantized weights, `torch_compile`, FSDP or DeepSpeed."
         },
     )
     guidance_scale: float | None = field(
@@ -383,6 +397,8 @@ class DiffusionDPOConfig(_BaseConfig):
             if isinstance(value := getattr(self, name), str):
                 raise ValueError(f"`{name}` is {value!r}; give a dictionary, or one as JSON: '{{...}}'.")
         self._check_loss()
+        if self.offload_blocks:
+            self._check_offload()
         _one_of("reference", self.reference, (None, "adapter_off", "initial_adapter", "model"))
         _one_of("attention_backend", self.attention_backend, (None, *(name.value for name in AttentionBackendName)))
         _one_of("reference_positions", self.reference_positions, (None, "diagonal"))
@@ -460,6 +476,20 @@ class DiffusionDPOConfig(_BaseConfig):
             raise ValueError(
                 "`beta_min` and `beta_max` bound a moving beta; set `target_gradient_factor`, or leave them out."
             )
+
+    def _check_offload(self):
+        others = {
+            "torch_compile": self.torch_compile,
+            "FSDP": self.fsdp_plugin_args or parse_flag_from_env("ACCELERATE_USE_FSDP"),
+            "DeepSpeed": self.deepspeed_plugin,
+        }
+        if found := [name for name, is_on in others.items() if is_on]:
+            raise ValueError(
+                f"`offload_blocks` does not go with {' and '.join(found)}, which keep hold of weights that it moves. Leave out "
+                "one of both; FSDP and DeepSpeed have an offload of their own."
+            )
+        if not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):
+            raise ValueError(f"`offload_blocks` needs torch 2.8 or newer, and this is {torch.__version__}.")
 
     def _check_moving_beta(self):
         if not 0 < self.target_gradient_factor < 0.5:

@@ -35,6 +35,7 @@ from .diffusion_dpo_config import DiffusionDPOConfig
 from .feeding import FeedMixin
 from .finite import FiniteAlarm
 from .metrics import DeviceMeans
+from .offload import offload_blocks, undo_offload
 from .pipeline import load_pipeline, load_reference
 from .policy import REFERENCE, add_frozen_copy, as_reference, check_lora, make_policy
 from .pushing import PushMixin
@@ -214,6 +215,13 @@ class DiffusionDPOTrainer(FeedMixin, PushMixin, _BaseTrainer):
             callbacks = [*callbacks, PreferenceCollapseCallback()]
         if args.torch_compile:
             denoiser.compile_repeated_blocks(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
+        denoisers = [denoiser]
+        if ref_denoiser is not None:
+            denoisers.append(ref_denoiser.requires_grad_(False).eval())
+        for part in denoisers:
+            undo_offload(part)
+        if args.offload_blocks:
+            offload_blocks(policy, denoisers, args.device)
         # Before the denoiser comes to the device
         train_dataset, eval_dataset = self._encode_datasets(train_dataset, eval_dataset, data_collator)
         super().__init__(
@@ -231,9 +239,7 @@ class DiffusionDPOTrainer(FeedMixin, PushMixin, _BaseTrainer):
         show_progress(self)
         self.ref_denoiser = None
         if ref_denoiser is not None:
-            self.ref_denoiser = self.accelerator.prepare_model(
-                ref_denoiser.requires_grad_(False).eval(), evaluation_mode=True
-            )
+            self.ref_denoiser = self.accelerator.prepare_model(ref_denoiser, evaluation_mode=True)
         self.beta_controller = None
         if args.target_gradient_factor is not None:
             self.beta_controller = GradientFactorController(

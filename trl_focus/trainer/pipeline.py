@@ -125,8 +125,9 @@ def load_pipeline(model: "str | DiffusionPipeline", args: "DiffusionDPOConfig", 
     family = family(pipeline, args.encode_prompt_kwargs, args.guidance_scale)
     if any(hasattr(part, "_hf_hook") or _is_group_offload_enabled(part) for part in family.modules.values()):
         raise ValueError(
-            "The pipeline is offloaded, which would move its denoiser about while it trains. Call "
-            "`pipeline.remove_all_hooks()`, or give the trainer a pipeline without offload."
+            "The pipeline is offloaded in a way that is for sampling: the backward pass would read weights that are away. Call "
+            "`pipeline.remove_all_hooks()`, or give the trainer a pipeline without offload, and set `offload_blocks` if the "
+            "denoiser's weights don't fit on the device."
         )
     if args.reference_positions is not None:
         family.place_references(args.reference_positions)
