@@ -45,7 +45,7 @@ N_SAMPLES = 4  # of a prompt, best and worst of which make an on-policy pair
 
 STEPS, BATCH_SIZE, LEARNING_RATE = 80, 16, 1e-3
 CURVE = (20, 40, 80)  # steps at which scenes are drawn, any of which may become a method's operating point
-BETAS = (10.0, 50.0, 300.0, 2000.0)
+BETAS = (2.0, 10.0, 50.0, 300.0, 2000.0)
 SFT_WEIGHT = 0.1
 # Half the time of float32, where there are instructions for it
 BF16 = torch.cuda.is_available() or torch.cpu.get_capabilities().get("avx512_bf16", False)
