@@ -331,7 +331,7 @@ def planned(stage: str) -> list[Run]:
                     for regime in TUNED_REGIMES
                     for method in methods
                     for beta in BETAS
-                    if not (method == "sft" and (sft or beta != BETAS[1]))  # SFT alone does not know beta
+                    if not (method == "sft" and (sft or beta != BETAS[0]))  # SFT alone does not know beta
                 ]
         return runs
     points = operating_points()
