@@ -13,13 +13,15 @@ import platform
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import torch
 import yaml
+from diffusers.training_utils import free_memory
 
 from examples.photographs.scenes import make_pairs
 from tests.fixtures.pipelines import TINY
@@ -39,7 +41,6 @@ OPTIONS = (
     "one_forward=false",
     "gradient_checkpointing=true",
     "torch_compile=true",
-    "precompute_ref_errors=1,torch_compile=true",
     "focus_map=uniform",
     "focus_map=focus",
 )
@@ -80,29 +81,26 @@ def make(family: str, size: Size, folder: str, n_pairs: int, **settings) -> Diff
     return trainer
 
 
-@dataclass
+@dataclass(frozen=True)
 class Way:
     """
-    What a way to train took.
+    What steps took, trained one way.
 
     Attributes:
-        clock ([`Clock`]):
-            Over its trainer.
-        flops (`int`):
-            The model's operations of a step.
         seconds (`list[float]`):
             Of each step.
-        megabytes (`float`):
-            Peak memory of steps.
+        parts (`dict[str, float]`):
+            Shares of the time.
+        flops (`int`):
+            The model's operations of a step.
     """
 
-    clock: Clock
-    flops: int = 0
-    seconds: list[float] = field(default_factory=list)
-    megabytes: float = 0.0
+    seconds: list[float]
+    parts: dict[str, float]
+    flops: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class Measured:
     """
     What a family of a size took.
@@ -110,6 +108,8 @@ class Measured:
     Attributes:
         ways (`dict[str, Way]`):
             By option; the first is the default.
+        peaks (`list[float]`):
+            What the device reaches in each round, in operations per second.
         weights (`int`):
             Of the denoiser, without LoRA.
         predicted, counted (`int`):
@@ -117,68 +117,94 @@ class Measured:
     """
 
     ways: dict[str, Way]
+    peaks: list[float]
     weights: int
     predicted: int
     counted: int
 
 
 def peak(family: str, size: Size, settings: dict) -> float:
-    """What three steps take at most, in MB: all of it on a GPU, else what comes on top of the loaded process."""
+    """What two steps take at most, in MB: all of it on a GPU, else what comes on top of the loaded process."""
     with tempfile.TemporaryDirectory() as folder:
-        clock = Clock(make(family, size, folder, 4, **settings))
+        clock = Clock(make(family, size, folder, 2, **settings))
         clock.next_batch()  # computes the reference's errors, where they are computed before training
         memory = Peak()
-        for _ in range(3):
+        for _ in range(2):
             clock.step()
     return memory.read() - (0 if torch.cuda.is_available() else memory.start)
 
 
 def measure(family: str, size: Size, options: list[str], rounds: int, now: Callable[[], float] = now) -> Measured:
-    """Steps of each option in turn."""
+    """Takes steps of each option in turn."""
+    seconds, peaks = defaultdict(list), []
     with tempfile.TemporaryDirectory() as folder:
-        trainers = {option: make(family, size, folder, rounds + 2, **settings_of(option)) for option in options}
-        ways = {option: Way(Clock(trainer, now)) for option, trainer in trainers.items()}
-        for way in ways.values():
-            way.clock.step()  # loads what is loaded on first use
-        default = ways[options[0]].clock
-        policy, batch = default.trainer.accelerator.unwrap_model(default.trainer.model), default.next_batch()
-        trace = trace_step(default.trainer, batch)
+        clocks = {
+            option: Clock(make(family, size, folder, rounds + 2, **settings_of(option)), now) for option in options
+        }
+        for clock in clocks.values():
+            clock.step()  # loads what is loaded on first use
+        default = clocks[options[0]].trainer
+        batch = clocks[options[0]].next_batch()
+        trace = trace_step(default, batch)
         predicted = (
             forward_flops(trace)
             + forward_flops(trace, lora=False)
             + backward_flops(trace, scores_again=torch.cuda.is_available())
-            + default.trainer.args.gradient_checkpointing * recomputed_flops(trace)
+            + default.args.gradient_checkpointing * recomputed_flops(trace)
         )
-        counted = counted_flops(default.trainer, batch)
-        for option, way in ways.items():
-            way.clock.clear()
-            way.flops = model_flops(trace, reference=not trainers[option].args.precompute_ref_errors)
+        counted = counted_flops(default, batch)
+        for clock in clocks.values():
+            clock.clear()
         for _ in range(rounds):
-            for way in ways.values():
-                way.seconds.append(way.clock.step())
-        weights = sum(weight.numel() for weight in policy.parameters() if not weight.requires_grad)
-    return Measured(ways, weights, predicted, counted)
+            peaks.append(peak_flops())  # in turn with the steps, as it falls with them when the machine is busy
+            for option, clock in clocks.items():
+                seconds[option].append(clock.step())
+    ways = {
+        option: Way(
+            seconds[option],
+            clock.parts(),
+            model_flops(trace, reference=not clock.trainer.args.precompute_ref_errors),
+        )
+        for option, clock in clocks.items()
+    }
+    weights = sum(weight.numel() for weight in default.model.parameters() if not weight.requires_grad)
+    return Measured(ways, peaks, weights, predicted, counted)
 
 
 def row(*cells):
     print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
+def print_ways(family: str, size: str, found: Measured):
+    """A row for each way: ratios first."""
+    default, used = found.ways[DEFAULT], {}
+    for option, way in found.ways.items():
+        used[option] = alone(peak, family, SIZES[size], settings_of(option))
+        ratios = [plain / taken for plain, taken in zip(default.seconds, way.seconds, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        shares = [way.flops / taken / most for taken, most in zip(way.seconds, found.peaks, strict=True)]
+        taken = statistics.median(way.seconds)
+        row(
+            *(family, size, option, "1" if way is default else f"{middle:.2f} ({low:.2f} to {high:.2f})"),
+            f"{statistics.median(shares):.0%}",
+            ", ".join(f"{part} {share:.1%}" for part, share in way.parts.items() if share >= 0.0005),
+            *(f"{used[option] / used[DEFAULT]:.2f}", f"{1 / taken:.3g}"),
+            *(f"{way.flops / taken / 1e9:.1f}", f"{used[option]:.0f}"),
+        )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=[*FAMILIES])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["tiny", "small"])
-    parser.add_argument(
-        "--options", nargs="*", help="settings to compare; with none named, those that matter for speed"
-    )
+    parser.add_argument("--options", nargs="*", help="settings to compare; with none named, those that matter")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--wall", action="store_true", help="read the clock on the wall, waiting included")
     given = parser.parse_args()
     options = [DEFAULT, *(OPTIONS if given.options == [] else given.options or [])]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU thread(s)"
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers", "peft"))
-    most = peak_flops()
-    print(f"{device}, {platform.machine()}, peak {most / 1e9:.0f} GFLOP/s; {libraries}; {given.rounds} rounds\n")
+    print(f"{device}, {platform.machine()}, {libraries}; {given.rounds} rounds\n")
     row(
         *("family", "size", "setting", "steps per second, against the default (quartiles)", "share of the peak"),
         *("time", "peak memory, against the default", "steps per second", "GFLOP/s", "MB"),
@@ -188,27 +214,20 @@ def main():
     for family in given.families:
         for size in given.sizes:
             found = measure(family, SIZES[size], options, given.rounds, time.perf_counter if given.wall else now)
-            checked.append((family, size, found.weights, found.counted, found.predicted))
-            first = found.ways[DEFAULT]
-            for option, way in found.ways.items():
-                way.megabytes = alone(peak, family, SIZES[size], settings_of(option))
-                ratios = [default / taken for default, taken in zip(first.seconds, way.seconds, strict=True)]
-                low, middle, high = statistics.quantiles(ratios, n=4)
-                speed = way.flops / statistics.median(way.seconds)
-                row(
-                    *(family, size, option, "1" if way is first else f"{middle:.2f} ({low:.2f} to {high:.2f})"),
-                    f"{speed / most:.0%}",
-                    ", ".join(f"{part} {share:.1%}" for part, share in way.clock.parts().items() if share >= 0.0005),
-                    f"{way.megabytes / first.megabytes:.2f}",
-                    f"{1 / statistics.median(way.seconds):.3g}",
-                    f"{speed / 1e9:.1f}",
-                    f"{way.megabytes:.0f}",
-                )
+            free_memory()  # of a GPU, for the processes that measure memory
+            print_ways(family, size, found)
+            checked.append((family, size, found))
     print()
-    row("family", "size", "weights of the denoiser", "GFLOP of a step, by torch's counter", "cost model, against it")
-    row(*["---"] * 5)
-    for family, size, weights, counted, predicted in checked:
-        row(family, size, f"{weights / 1e6:.1f} M", f"{counted / 1e9:.2f}", f"{predicted / counted:.4f}")
+    row(
+        *("family", "size", "weights", "GFLOP of a step, by torch's counter", "cost model, against it"),
+        "peak of the device, in GFLOP/s",
+    )
+    row(*["---"] * 6)
+    for family, size, found in checked:
+        row(
+            *(family, size, f"{found.weights / 1e6:.1f} M", f"{found.counted / 1e9:.2f}"),
+            *(f"{found.predicted / found.counted:.4f}", f"{statistics.median(found.peaks) / 1e9:.0f}"),
+        )
 
 
 if __name__ == "__main__":

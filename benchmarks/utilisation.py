@@ -21,7 +21,7 @@ from .cost_model.trace import Trace, trace
 PEAKS = {"H100": H100.flops, "H200": H100.flops, "A100": 312e12}  # of bf16, dense, by the makers' data sheets
 
 
-def peak_flops(side: int = 2048, repeats: int = 8) -> float:
+def peak_flops(side: int = 2048, repeats: int = 3) -> float:
     """Operations per second of the device: its maker's number, or those of the fastest of some products of large matrices."""
     if torch.cuda.is_available():
         for name, flops in PEAKS.items():
