@@ -38,13 +38,17 @@ def peak_flops(side: int = 2048, repeats: int = 3) -> float:
 
 
 def trace_step(trainer: DiffusionDPOTrainer, batch: dict) -> Trace:
-    """What the policy's forward pass of a batch does, read off with tensors without values. The trainer has taken a step before."""
+    """
+    What the policy's forward pass of a batch does. The trace leaves checkpointing off: where a step needs it to fit, tensors
+    are without values, and the trainer must have taken a step before, so that no cache of a model is filled with them.
+    """
     x_BCHW, prompt, references = trainer._encode(batch)
     inputs = trainer._noise(x_BCHW, batch["seed"]), prompt, references
     policy = trainer.accelerator.unwrap_model(trainer.model)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    checkpointing = trainer.args.gradient_checkpointing
+    with FakeTensorMode(allow_non_fake_inputs=True) if checkpointing else nullcontext():
         seen = trace(policy, {}, call=lambda: trainer._error(policy, *inputs))
-    if trainer.args.gradient_checkpointing:
+    if checkpointing:
         policy.activation_checkpointing_enable()
     return seen
 
