@@ -15,13 +15,17 @@ WHOLE = ("reference", "backward")
 ORDER = ("data", "encoding", "reference", "forward", "maps", "backward", "optimizer", "rest")
 
 
-def now() -> float:
-    """Seconds: on one thread of the CPU those of the processor, which other work on the machine does not lengthen."""
+def wall() -> float:
+    """Seconds of the clock on the wall, when the GPU has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    elif torch.get_num_threads() == 1:
-        return time.process_time()
     return time.perf_counter()
+
+
+def now() -> float:
+    """Seconds: on one thread of the CPU those of the processor, which other work on the machine does not lengthen."""
+    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    return time.process_time() if alone else wall()
 
 
 class Clock:

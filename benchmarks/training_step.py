@@ -12,7 +12,6 @@ import argparse
 import platform
 import statistics
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from examples.photographs.scenes import make_pairs
 from tests.fixtures.pipelines import TINY
 from trl_focus import DiffusionDPOConfig, DiffusionDPOTrainer, FocusDPOConfig, FocusDPOTrainer
 
-from .clock import Clock, now
+from .clock import Clock, now, wall
 from .cost_model.operations import backward_flops, forward_flops, model_flops, recomputed_flops
 from .memory import Peak, alone
 from .pipelines import FAMILIES, SIZES, Size, build, prompt_kwargs, reference_sizes
@@ -156,7 +155,7 @@ def measure(family: str, size: Size, options: list[str], rounds: int, now: Calla
         for clock in clocks.values():
             clock.clear()
         for _ in range(rounds):
-            peaks.append(peak_flops())  # in turn with the steps, as it falls with them when the machine is busy
+            peaks.append(peak_flops(now))  # in turn with the steps, as it falls with them when the machine is busy
             for option, clock in clocks.items():
                 seconds[option].append(clock.step())
     ways = {
@@ -213,7 +212,7 @@ def main():
     checked = []
     for family in given.families:
         for size in given.sizes:
-            found = measure(family, SIZES[size], options, given.rounds, time.perf_counter if given.wall else now)
+            found = measure(family, SIZES[size], options, given.rounds, wall if given.wall else now)
             free_memory()  # of a GPU, for the processes that measure memory
             print_ways(family, size, found)
             checked.append((family, size, found))

@@ -1,9 +1,10 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 """
-How much of a device's peak a step reaches. Its work are the model's operations: the forward passes of policy and reference, and
+How much of a device's peak a step reaches. What counts is the model's operations: the forward passes of policy and reference, and
 the gradients with respect to inputs, attention included; what is computed a second time is not counted.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -21,7 +22,7 @@ from .cost_model.trace import Trace, trace
 PEAKS = {"H100": H100.flops, "H200": H100.flops, "A100": 312e12}  # of bf16, dense, by the makers' data sheets
 
 
-def peak_flops(side: int = 2048, repeats: int = 3) -> float:
+def peak_flops(now: Callable[[], float] = now, side: int = 2048, repeats: int = 3) -> float:
     """Operations per second of the device: its maker's number, or those of the fastest of some products of large matrices."""
     if torch.cuda.is_available():
         for name, flops in PEAKS.items():
