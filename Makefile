@@ -43,6 +43,7 @@ test: install
 # Times differ from machine to machine: the ratios are what counts
 bench: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.training_step
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.training_step --families flux2_klein --sizes small --options
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.focus_overhead
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.steady_memory
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.complexity

@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -58,5 +59,6 @@ def alone(function: Callable, *args) -> Any:
     is then as large as its tensors, and not as its heap has become.
     """
     with mock.patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536"):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            return pool.apply(function, args)
+        # Not a `Pool`, whose processes may not start workers that load data
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(function, *args).result()

@@ -24,7 +24,7 @@ def forward_flops(trace: Trace, lora: bool = True) -> int:
     return products + sum(map(attention_flops, trace.attentions))
 
 
-def backward_flops(trace: Trace, scores_again: bool = True) -> int:
+def backward_flops(trace: Trace, scores_again: bool = True, weights: bool = True) -> int:
     """
     Of a backward pass: a product for the gradient of each input that has one, and one for the weights of LoRA. Frozen weights
     have none, which spares a third of the step of full training.
@@ -34,9 +34,12 @@ def backward_flops(trace: Trace, scores_again: bool = True) -> int:
             The forward pass.
         scores_again (`bool`, *optional*, defaults to `True`):
             Whether attention computes its scores again, as flash attention does.
+        weights (`bool`, *optional*, defaults to `True`):
+            Whether the gradients of LoRA's weights count.
     """
     flops = sum(
-        product_flops(product) * (product.input_gradient + product.weight_gradient) for product in trace.products
+        product_flops(product) * (product.input_gradient + (weights and product.weight_gradient))
+        for product in trace.products
     )
     for attention in trace.attentions:
         query, key, value = attention.gradients
@@ -50,6 +53,15 @@ def recomputed_flops(trace: Trace) -> int:
     """What gradient checkpointing computes a second time: the forward pass of blocks, as far as their backward pass needs it."""
     products = sum(product_flops(product) for product in trace.products if product.recomputed)
     return products + sum(attention_flops(attention) for attention in trace.attentions if attention.recomputed)
+
+
+def model_flops(trace: Trace, reference: bool = True) -> int:
+    """
+    What a step of the policy whose forward pass is traced must compute, however it does: the forward pass, the reference's if
+    there is one, and the gradients with respect to inputs. Nothing counts a second time.
+    """
+    passes = forward_flops(trace) + reference * forward_flops(trace, lora=False)
+    return passes + backward_flops(trace, scores_again=False, weights=False)
 
 
 def text_encoder_flops(build: Callable, tokens: int) -> int:
