@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from .compare import MAIN_REGIMES, METHODS, PER_SCENE, RESULTS, TUNED_REGIMES, stored
+from .compare import MAIN_REGIMES, METHODS, PER_SCENE, RESULTS, TUNED_REGIMES, planned, stored
 
 
 IMAGES = Path("docs/images")
@@ -56,6 +56,12 @@ def choose(results: Sequence[dict]) -> dict[str, dict[str, dict]]:
                 best = max(spared, key=spared.get)
                 chosen[method][name] = dict(zip(("beta", "sft", "steps"), best, strict=True))
     return chosen
+
+
+def at_chosen_points(stage: str) -> list[dict]:
+    """Stored runs of a stage, without those at points that further tuning took back."""
+    found = stored(stage)
+    return [found[run.key] for run in planned(stage) if run.key in found] if found else []
 
 
 def measured(result: dict) -> dict[int, dict[str, float]]:
@@ -198,9 +204,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
     parser.add_argument("--choose", action="store_true", help="choose the operating points out of the stage `tune`")
     args = parser.parse_args()
-    results = {stage: [*stored(stage).values()] for stage in ("tune", "main", "ablate")}
+    tuned = [*stored("tune").values()]
     if args.choose:
-        (RESULTS / "operating_points.json").write_text(json.dumps(choose(results["tune"]), indent=2) + "\n")
+        (RESULTS / "operating_points.json").write_text(json.dumps(choose(tuned), indent=2) + "\n")
+    results = {"tune": tuned, **{stage: at_chosen_points(stage) for stage in ("main", "ablate")}}
     for stage, found in results.items():
         if found:
             print(f"\n## {stage}\n")

@@ -188,6 +188,33 @@ def test_tables_hold_what_was_run(tmp_path):
     assert (tmp_path / "frontier.png").stat().st_size > 5000
 
 
+def test_runs_at_points_that_were_taken_back_are_left_out(monkeypatch, tmp_path):
+    monkeypatch.setattr(compare, "RESULTS", tmp_path)
+    lines = [result("base", regime="minimal"), *(result("dpo", beta, seed=1) for beta in (10.0, 30.0))]
+    (tmp_path / "main.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    point = {"beta": 30.0, "sft": 0.0, "steps": 80}
+    (tmp_path / "operating_points.json").write_text(json.dumps({"dpo": {"on-policy": point}}))
+    assert [found["run"]["beta"] for found in report.at_chosen_points("main")] == [0.0, 30.0]
+    assert report.at_chosen_points("ablate") == []
+
+
+def test_pairs_of_on_policy_are_the_same_for_every_seed(monkeypatch, tmp_path):
+    monkeypatch.setattr(compare, "CACHE", tmp_path)
+    asked = []
+
+    def drawn(n_pairs, split, seed):
+        asked.append(seed)
+        rows = compare.make_pairs("minimal", 2, split, seed, False)
+        return rows, rows
+
+    monkeypatch.setattr(compare, "on_policy_pairs", drawn)
+    compare.pairs_of.cache_clear()
+    assert compare.pairs_of("on-policy", 3, False)[0] == compare.pairs_of("on-policy", 0, False)[0]
+    compare.pairs_of("on-policy", 1, True)
+    compare.pairs_of.cache_clear()
+    assert asked == [0]
+
+
 def test_on_policy_pairs_are_samples_of_the_base_that_differ():
     pairs, relevant = compare.on_policy_pairs(2, "train", 0, chunk=6)
     validate_dataset(pairs)
