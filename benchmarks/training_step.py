@@ -14,7 +14,7 @@ import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from typing import Any
 
@@ -57,9 +57,9 @@ def make(family: str, size: Size, folder: str, n_pairs: int, **settings) -> Diff
     pairs = make_pairs(n_pairs, size=(size.resolution,) * 2, reference_size=(size.reference,) * 2)
     if not TINY[family].references:
         pairs = pairs.remove_columns([name for name in pairs.column_names if name.startswith("reference")])
-    focus = any(name.startswith("focus") for name in settings)
+    plain = settings.keys() <= {field.name for field in fields(DiffusionDPOConfig)}
     trainer_class, config_class = (
-        (FocusDPOTrainer, FocusDPOConfig) if focus else (DiffusionDPOTrainer, DiffusionDPOConfig)
+        (DiffusionDPOTrainer, DiffusionDPOConfig) if plain else (FocusDPOTrainer, FocusDPOConfig)
     )
     args = config_class(
         output_dir=folder,
@@ -197,7 +197,7 @@ def main():
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=[*FAMILIES])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["tiny", "small"])
     parser.add_argument("--options", nargs="*", help="settings to compare; with none named, those that matter")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, choices=range(2, 1000), metavar="N", help="at least 2")
     parser.add_argument("--wall", action="store_true", help="read the clock on the wall, waiting included")
     given = parser.parse_args()
     options = [DEFAULT, *(OPTIONS if given.options == [] else given.options or [])]

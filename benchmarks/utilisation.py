@@ -19,16 +19,18 @@ from .cost_model.cluster import H100
 from .cost_model.trace import Trace, trace
 
 
-PEAKS = {"H100": H100.flops, "H200": H100.flops, "A100": 312e12}  # of bf16, dense, by the makers' data sheets
+# Of bf16, dense, by the makers' data sheets
+PEAKS = {"H100 80GB HBM3": H100.flops, "H100 PCIe": 756e12, "H200": H100.flops, "A100": 312e12}
 
 
-def peak_flops(now: Callable[[], float] = now, side: int = 2048, repeats: int = 3) -> float:
+def peak_flops(now: Callable[[], float] = now, repeats: int = 3) -> float:
     """Operations per second of the device: its maker's number, or those of the fastest of some products of large matrices."""
     if torch.cuda.is_available():
         for name, flops in PEAKS.items():
-            if name in torch.cuda.get_device_name():
+            if name in torch.cuda.get_device_name() and "NVL" not in torch.cuda.get_device_name():
                 return flops
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    side = 8192 if device == "cuda" else 2048  # long beside the launch
     one, other = torch.randn(2, side, side, device=device, dtype=dtype)
     seconds = []
     for _ in range(repeats):

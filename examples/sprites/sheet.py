@@ -23,7 +23,7 @@ from .world import Scene, prompt_of, render
 
 PATH = Path("docs/images/sprites_samples.png")
 N_SCENES, N_SHOWN = 64, 6
-METHODS = ("dpo", "focus")
+METHODS = ("dpo", "focus", "focus-shown")
 
 
 def leaking(scores: dict[str, list], most: int) -> np.ndarray:

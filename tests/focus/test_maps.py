@@ -137,6 +137,10 @@ class TestFocus:
         assert shown(FULL, FocusSettings())[0].min() > 0 and shown(FULL, FocusSettings())[1, 1] == 0
         assert torch.equal(shown(context(), FocusSettings()), torch.zeros(2, 2))
 
+    def test_a_gate_of_what_was_not_measured_is_refused(self):
+        with pytest.raises(ValueError, match="measured on rows that are encoded once"):
+            focus(FULL, FocusSettings(subject_gate="shown"))
+
     def test_a_subject_alone_is_not_gated(self):
         alone = replace(
             FULL,

@@ -11,10 +11,12 @@ from tests.fixtures.pairs import dataset_of, make_pairs, random_mask
 from tests.fixtures.pipelines import PIPELINES
 from tests.fixtures.trainers import assert_equal_weights, lora_of, make_focus_trainer, make_trainer
 from trl_focus import FocusDPOConfig, FocusDPOTrainer, FocusMapCallback
+from trl_focus.data.cached_table import CachedTable
 from trl_focus.focus.allocation import FocusWeights, normalise
 from trl_focus.focus.correspondence import graded
 from trl_focus.focus.maps import FOCUS_MAPS, FocusContext, FocusSettings, focus, needs
 from trl_focus.noise import noised_at
+from trl_focus.trainer.feature_blocks import score_feature_blocks
 
 
 def first_batch(trainer):
@@ -455,6 +457,42 @@ class TestSubjectGate:
             assert trainer.evaluate()["eval_loss"] > 0
             loras.append(torch.cat([value.flatten() for value in lora_of(trainer).values()]))
         assert not torch.equal(*loras)
+
+    def test_every_crop_is_measured_with_its_caption(self, tmp_path):
+        settings = {"crop": "random", "encode_variants": 2, "caption_dropout": 0.5, "subject_gate": "shown"}
+        trainer = make_focus_trainer(tmp_path, train_dataset=make_pairs(6, size=(96, 64), n_references=1), **settings)
+        loader, found, dropped = trainer.get_train_dataloader(), {}, 0
+        for epoch in (0, 1, 2):
+            loader.set_epoch(epoch)
+            for batch in loader:
+                shown_B2S = batch["shown"].unflatten(0, (2, -1)).transpose(0, 1)
+                found.update({(epoch, row): value for row, value in zip(batch["row"], shown_B2S, strict=True)})
+                if epoch < 2:  # whose noise it was measured with
+                    live_B2S = trainer.shown(batch).unflatten(0, (2, -1)).transpose(0, 1)
+                    for prompt, value, live in zip(batch["prompt"], shown_B2S, live_B2S, strict=True):
+                        if prompt:
+                            torch.testing.assert_close(value, live, rtol=1e-3, atol=1e-5)
+                        else:
+                            dropped += not torch.allclose(value, live, rtol=1e-3, atol=1e-5)
+        assert dropped
+        for row in range(6):
+            assert torch.equal(found[0, row], found[2, row]) and not torch.equal(found[0, row], found[1, row])
+
+    def test_it_is_measured_in_eval_mode_where_another_node_made_no_files(self, tmp_path, monkeypatch):
+        trainer, modes = make_focus_trainer(tmp_path, subject_gate="shown"), []
+        trainer.model.train()
+        monkeypatch.setattr(CachedTable, "fill", lambda self, rank, world_size: None)
+        shown = trainer.shown
+        monkeypatch.setattr(trainer, "shown", lambda batch: modes.append(trainer.model.training) or shown(batch))
+        trainer.get_train_dataloader()
+        assert len(modes) == 8 and not any(modes) and trainer.model.training
+
+    def test_a_search_for_blocks_leaves_what_is_measured_alone(self, tmp_path):
+        settings = {"train_dataset": with_reference_masks(2), "subject_gate": "shown"}
+        score_feature_blocks(make_focus_trainer(tmp_path, **settings), n_batches=1)
+        trainer = make_focus_trainer(tmp_path / "next", **settings)
+        batch = first_batch(trainer)
+        torch.testing.assert_close(batch["shown"], trainer.shown(batch), rtol=1e-3, atol=1e-5)
 
     def test_it_needs_rows_that_are_encoded_once(self, tmp_path):
         stream = with_reference_masks(4).to_iterable_dataset()

@@ -6,7 +6,8 @@ from .train import METHODS
 
 
 DESCRIPTION = """\
-Encode the pairs of a run, and compute its reference's errors if it asks for them, without training:
+Encode the pairs of a run, and find out what its settings ask of the model about each of them (the reference's errors, the
+gate of subjects), without training:
 
     trl-focus prepare focus --config run.yaml
     trl-focus prepare --push_to user/encoded-pairs focus --config run.yaml

@@ -81,8 +81,8 @@ class EncodedRows(PreferenceRows):
             For each row a column `encoded` of bytes: the reference's errors on chosen and rejected in each of its draws, a float
             tensor of shape `(draws, 2, H, W)`.
         shown (`datasets.Dataset`, *optional*):
-            For each row a column `encoded` of bytes: how far chosen and rejected show each subject, a float tensor of shape
-            `(2, S)`.
+            For each row a column `encoded` of bytes: how far chosen and rejected show each subject in each of its variants, a
+            float tensor of shape `(variants, 2, S)`.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class EncodedCollator(DataCollatorForDiffusionPreference):
             errors = [unpack(row["ref_errors"])[row["key"].epoch] for row in rows]
             batch["ref_errors"] = torch.stack(errors, dim=1).flatten(0, 1)
         if "shown" in rows[0]:
-            shown = [unpack(row["shown"]).T for row in rows]
+            shown = [(variants := unpack(row["shown"]))[row["key"].epoch % len(variants)].T for row in rows]
             batch["shown"] = pad_sequence(shown, batch_first=True).permute(2, 0, 1).flatten(0, 1)
         return batch
 

@@ -41,8 +41,8 @@ class FocusContext:
         detail_BHW (`torch.Tensor` of shape `(B, H, W)`, *optional*):
             Information density of each image in [0, 1]. `None` where the map does not ask for it.
         shown_BS (`torch.Tensor` of shape `(B, S)`, *optional*):
-            How far each image shows each subject, in [0, 1], measured before training: see [`shown`]. `None` where the map
-            does not ask for it.
+            How far each image shows each subject, in [0, 1], measured before training: see [`shown`]. `None` without a
+            `subject_gate`.
     """
 
     level_B: torch.Tensor
@@ -87,11 +87,10 @@ def needs(*inputs: str):
 
     Args:
         inputs (`str`):
-            Of `"masks"`, `"similarity"`, `"detail"` and `"shown"`.
+            Of `"masks"`, `"similarity"` and `"detail"`.
     """
-    if unknown := {*inputs} - {"masks", "similarity", "detail", "shown"}:
-        unknown = ", ".join(map(repr, sorted(unknown)))
-        raise ValueError(f"A map can need 'masks', 'similarity', 'detail' or 'shown', not {unknown}.")
+    if unknown := {*inputs} - {"masks", "similarity", "detail"}:
+        raise ValueError(f"A map can need 'masks', 'similarity' or 'detail', not {', '.join(map(repr, unknown))}.")
 
     def mark(focus_map: Callable) -> Callable:
         focus_map.needs = frozenset(inputs)
@@ -141,6 +140,9 @@ def correspondence(context: FocusContext, settings: FocusSettings) -> Correspond
     if settings.matching == "top_k":
         return top_k(*similarities, match_share(context.level_B))
     return graded(*similarities)
+
+
+SHOWN_AT = 0.25  # noise level at which a model is asked what an image shows: little enough to see it
 
 
 def shown(context: FocusContext, settings: FocusSettings) -> torch.Tensor:
@@ -201,6 +203,11 @@ def focus(context: FocusContext, settings: FocusSettings) -> dict[str, torch.Ten
         alignment_B = torch.zeros_like(context.level_B) if found is None else alignment_ratio(found[0], prior_BHW)
         gate_B = detail_gate(context.level_B, alignment_B, settings.gate, settings.gate_threshold)
     if settings.subject_gate == "shown" and context.subject_masks_BSHW.shape[1] > 0:
+        if context.shown_BS is None:
+            raise ValueError(
+                "`subject_gate='shown'` is measured on rows that are encoded once, and this batch has no such measure: set "
+                "it to 'none' for batches of pixels."
+            )
         gate_BS = subject_gate(context.shown_BS)
         gated_BSHW = context.subject_masks_BSHW * gate_BS[..., None, None]
         prior_BHW = prior(replace(context, subject_masks_BSHW=gated_BSHW))

@@ -22,8 +22,8 @@ from ..families.base import Family
 from ..families.tap import BlockTap
 from ..focus.correspondence import prototypes, similarity
 from ..focus.drawing import focus_sheet
-from ..focus.maps import FOCUS_MAPS, FocusContext, FocusSettings
-from ..noise import RectifiedFlow, draw
+from ..focus.maps import FOCUS_MAPS, SHOWN_AT, FocusContext, FocusSettings, shown
+from ..noise import noised_at
 
 
 CELL = 16  # pixels: what a token is in most models
@@ -82,10 +82,7 @@ class Matcher:
         references = [
             torch.cat([family.encode_pixels(pixels_BCHW).float()] * 2) for pixels_BCHW in batch["references"]
         ]
-        noise_BCHW, _ = draw(batch["seed"], x_BCHW.shape[1:], x_BCHW.device)
-        # The level is asked for, and no quantile of those that the model sees
-        process = RectifiedFlow() if isinstance(family.process, RectifiedFlow) else family.process
-        noised = process.noise(x_BCHW, torch.cat([noise_BCHW] * 2), torch.full((2,), level, device=device))
+        noised = noised_at(family.process, x_BCHW, batch["seed"], level)
         grid, *grids = (tuple(image.shape[-2:]) for image in (x_BCHW, *references))
         masks = [torch.cat([mask_Bhw.flatten(1)] * 2).to(device) for mask_Bhw in batch["reference_masks"]]
 
@@ -154,7 +151,7 @@ class PairMaps:
         Returns:
             `dict[str, torch.Tensor]`, each of shape `(2, H, W)`: the parts by their names, and `"weights"`.
         """
-        batch = self.batch
+        batch, settings = self.batch, settings or FocusSettings()
         masks_BSHW, detail_BHW = (
             torch.cat([batch[f"chosen_{name}"], batch[f"rejected_{name}"]]) for name in ("masks", "detail")
         )
@@ -167,7 +164,12 @@ class PairMaps:
                 similarity_BRHW=self.matcher.similarity(batch, level),
                 reference_subjects_BR=batch["reference_subjects"].repeat(2, 1),
             )
-        return FOCUS_MAPS["focus"](context, settings or FocusSettings())
+        if settings.subject_gate == "shown":
+            seen = context
+            if context.similarity_BRHW is not None:
+                seen = replace(context, similarity_BRHW=self.matcher.similarity(batch, SHOWN_AT))
+            context = replace(context, shown_BS=shown(seen, settings))
+        return FOCUS_MAPS["focus"](context, settings)
 
     def draw(self, level: float) -> PIL.Image.Image:
         """A picture of each part at a noise level, of chosen above rejected."""

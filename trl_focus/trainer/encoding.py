@@ -177,7 +177,8 @@ def encoder_identity(family: Family) -> str:
         if hasattr(part, "save_pretrained") and not isinstance(part, torch.nn.Module) and "scheduler" not in name
     ]
     settings = type(family).__name__, family.encode_prompt_kwargs
-    versions = _code(), diffusers.__version__, transformers.__version__
+    code = code_of("families/*.py", "data/*.py", "trainer/encoding.py", "noise.py")
+    versions = code, diffusers.__version__, transformers.__version__
     return Hasher.hash([[module_identity(module) for module in family.encoders], parts, settings, versions])
 
 
@@ -196,11 +197,10 @@ def saved(part) -> Iterator[tuple[str, bytes]]:
 
 
 @cache
-def _code() -> str:
-    """A hash of the code that encodes."""
+def code_of(*patterns: str) -> str:
+    """A hash of the package's sources that match one of the patterns."""
     root = Path(__file__).parent.parent
-    sources = [*root.glob("families/*.py"), *root.glob("data/*.py"), Path(__file__), root / "noise.py"]
-    return Hasher.hash([path.read_bytes() for path in sorted(sources)])
+    return Hasher.hash([path.read_bytes() for pattern in patterns for path in sorted(root.glob(pattern))])
 
 
 def _collator_identity(collator: DataCollatorForDiffusionPreference) -> str:

@@ -33,10 +33,11 @@ def score_feature_blocks(trainer: FocusDPOTrainer, n_batches: int = 4) -> dict[s
     if trainer._tap is None:
         raise ValueError("The trainer's map compares no references: choose `focus_map='focus'` and a matching.")
     blocks = trainer.family.image_blocks
+    loader = trainer.get_train_dataloader()  # which may look through the trainer's own tap
     own_tap, trainer._tap = trainer._tap, BlockTap(trainer.family.denoiser, blocks)
     try:
         areas = {block: [[] for _ in LEVELS] for block in blocks}
-        for batch in islice(trainer.get_train_dataloader(), n_batches):
+        for batch in islice(loader, n_batches):
             for number, level in enumerate(LEVELS):
                 x_BCHW, prompt, references = trainer._encode(batch)
                 noised = noised_at(trainer.family.process, x_BCHW, batch["seed"], level)

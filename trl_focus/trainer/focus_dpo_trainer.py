@@ -13,15 +13,12 @@ from ..data.preparation import prepare_preferences
 from ..families.tap import BlockTap
 from ..focus.allocation import normalise
 from ..focus.correspondence import prototypes, similarity
-from ..focus.maps import FOCUS_MAPS, FocusContext, FocusSettings, prior, required, shown
+from ..focus.maps import FOCUS_MAPS, SHOWN_AT, FocusContext, FocusSettings, prior, required, shown
 from ..losses import mean_error
 from ..noise import noised_at
 from .diffusion_dpo_trainer import CellWeights, DiffusionDPOTrainer
 from .focus_dpo_config import FocusDPOConfig
 from .precomputed import add_shown
-
-
-SHOWN_AT = 0.25  # noise level at which a model is asked what an image shows: little enough to see it
 
 
 class FocusDPOTrainer(DiffusionDPOTrainer):
@@ -208,10 +205,6 @@ class FocusDPOTrainer(DiffusionDPOTrainer):
 
     @torch.no_grad()
     def cell_weights(self, batch, noised, seen):
-        if "shown" in self._needs and "shown" not in batch:
-            raise ValueError(
-                "`subject_gate` is for rows that are encoded once: set it to 'none' for batches of pixels."
-            )
         grid = tuple(noised.noisy_BCHW.shape[-2:])
         similarities = [torch.cat(parts) for parts in zip(*seen, strict=True)]
         context = self._focus_context(batch, noised.level_B, grid, similarities)

@@ -2,6 +2,7 @@
 """What the denoiser finds out about each row before training, in files that later runs find again."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -13,7 +14,7 @@ from datasets.fingerprint import Hasher
 from ..data.batches import RowKey
 from ..data.cached_table import CachedTable
 from ..data.encoded import EncodedCollator, EncodedRows, pack
-from .encoding import module_identity, saved
+from .encoding import code_of, module_identity, saved
 from .policy import REFERENCE
 
 
@@ -69,7 +70,7 @@ def add_reference_errors(
 
 def add_shown(trainer: "FocusDPOTrainer", rows: EncodedRows, collator: EncodedCollator):
     """
-    Gives rows how far their images show each subject, as [`FocusDPOTrainer.shown`] measures it.
+    Gives rows how far their images show each subject, as [`FocusDPOTrainer.shown`] measures it, once for each crop and flip.
 
     Args:
         trainer ([`FocusDPOTrainer`]):
@@ -77,20 +78,24 @@ def add_shown(trainer: "FocusDPOTrainer", rows: EncodedRows, collator: EncodedCo
         rows ([`EncodedRows`]):
             Gain `shown`.
         collator ([`EncodedCollator`]):
-            Draws the noise of each row.
+            Draws the noise of each row. It drops no caption here.
 
     Raises:
         ValueError: If it has to be measured, and the model is sharded.
     """
 
+    collator = replace(collator, caption_dropout=0.0)
+
     def shown_of(row: int) -> torch.Tensor:
-        batch = send_to_device(collator([rows[RowKey(row, 0)]]), trainer.accelerator.device)
-        return trainer.shown(batch)
+        batches = (collator([rows[RowKey(row, variant)]]) for variant in range(rows.variants))
+        return torch.stack([trainer.shown(send_to_device(batch, trainer.accelerator.device)) for batch in batches])
 
     args = trainer.args
     identity = [
-        *(collator.seed, collator.caption_dropout, trainer.family.guidance_scale, args.reference_positions),
+        *(collator.seed, trainer.family.guidance_scale, args.reference_positions),
         *(trainer.feature_blocks, args.focus_prior, args.focus_matching),
+        [*saved(trainer.pipeline.scheduler)],
+        code_of("focus/*.py", "trainer/focus_dpo_trainer.py", "trainer/precomputed.py"),
         _identity_without_lora(trainer),
     ]
     rows.shown = _table(trainer, rows, "shown", "subject_gate", identity, shown_of)
@@ -106,8 +111,10 @@ def _table(
 ) -> datasets.Dataset:
     """What `make` gives for each row, computed with the model in eval mode where there is no file of it."""
 
+    is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+
     def made(row: int) -> dict[str, Any]:
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        if is_sharded:
             raise ValueError(
                 f"`{setting}` needs the whole model in a process, and this run shards it. Compute it in a run without FSDP "
                 "or DeepSpeed (`max_steps=1` will do); this one then finds it."
@@ -120,10 +127,12 @@ def _table(
     keys = [f"{content} {row}" for content, row in zip(rows.contents, rows.rows, strict=True)]
     table = CachedTable(name, identity, keys, made, _FEATURES, trainer.fetch_encoded)
     policy.eval()
-    table.fill(processes.process_index, processes.num_processes)
-    processes.wait_for_everyone()
+    if not is_sharded:  # otherwise every process misses the same file, and says so
+        table.fill(processes.process_index, processes.num_processes)
+        processes.wait_for_everyone()
+    found = table.whole()
     policy.train(was_training)
-    return table.whole()
+    return found
 
 
 def _reference_identity(trainer: "DiffusionDPOTrainer") -> str:
