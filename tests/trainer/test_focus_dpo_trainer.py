@@ -3,6 +3,7 @@
 import math
 from itertools import combinations
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -479,6 +480,7 @@ class TestSubjectGate:
             assert torch.equal(found[0, row], found[2, row]) and not torch.equal(found[0, row], found[1, row])
 
     def test_it_is_measured_in_eval_mode_where_another_node_made_no_files(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")  # of its own: nothing is found
         trainer, modes = make_focus_trainer(tmp_path, subject_gate="shown"), []
         trainer.model.train()
         monkeypatch.setattr(CachedTable, "fill", lambda self, rank, world_size: None)
