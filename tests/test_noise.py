@@ -18,7 +18,7 @@ from diffusers import (
 )
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-from trl_focus.noise import DDPM, RectifiedFlow, denoising_error, draw
+from trl_focus.noise import DDPM, RectifiedFlow, denoising_error, draw, noised_at
 
 
 BELOW_1 = np.nextafter(np.float32(1), np.float32(0))
@@ -199,6 +199,26 @@ class TestDraw:
         u_B = levels(scheme)
         assert 0 <= u_B.min()
         assert u_B.max() <= 1
+
+
+@pytest.mark.parametrize("level", [0.0, 0.25, 0.9])
+def test_a_level_that_is_asked_for_is_no_quantile(level):
+    """Whatever the shift, and whichever timesteps are trained; with the noise of training."""
+    x_BCHW, _ = images(4)
+    noise_BCHW, _ = draw([3, 8], x_BCHW.shape[1:], "cpu", "logit_normal")
+    noise_BCHW = torch.cat([noise_BCHW, noise_BCHW])
+    found = noised_at(RectifiedFlow(shift=7.5), x_BCHW, [3, 8], level)
+    torch.testing.assert_close(found.noisy_BCHW, (1 - level) * x_BCHW + level * noise_BCHW)
+    torch.testing.assert_close(found.target_BCHW, noise_BCHW - x_BCHW)
+    assert found.level_B.tolist() == found.timestep_B.tolist() == pytest.approx([level] * 4)
+
+    process = DDPM.from_scheduler(DDPMScheduler(**SD))
+    process.timesteps_N = torch.tensor([999])
+    found = noised_at(process, x_BCHW, [3, 8], level)
+    step = math.floor(level * 1000)
+    signal = process.alphas_cumprod_T[step]
+    assert found.timestep_B.tolist() == [step] * 4
+    torch.testing.assert_close(found.noisy_BCHW, signal.sqrt() * x_BCHW + (1 - signal).sqrt() * noise_BCHW)
 
 
 def test_noise_of_neighbouring_seeds_is_standard_normal_and_independent():

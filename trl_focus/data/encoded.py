@@ -161,7 +161,8 @@ class EncodedCollator(DataCollatorForDiffusionPreference):
             errors = [unpack(row["ref_errors"])[row["key"].epoch] for row in rows]
             batch["ref_errors"] = torch.stack(errors, dim=1).flatten(0, 1)
         if "shown" in rows[0]:
-            shown = [(variants := unpack(row["shown"]))[row["key"].epoch % len(variants)].T for row in rows]
+            of_variants = [unpack(row["shown"]) for row in rows]
+            shown = [found[row["key"].epoch % len(found)].T for found, row in zip(of_variants, rows, strict=True)]
             batch["shown"] = pad_sequence(shown, batch_first=True).permute(2, 0, 1).flatten(0, 1)
         return batch
 

@@ -16,6 +16,7 @@ from .correspondence import Correspondence, alignment_ratio, graded, masks_from_
 
 PRIORS = ("masks", "similarity", "everywhere")
 MATCHINGS = ("graded", "top_k", "none")
+SHOWN_AT = 0.25  # noise level at which a model is asked what an image shows: little enough to see it
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,6 @@ def correspondence(context: FocusContext, settings: FocusSettings) -> Correspond
     if settings.matching == "top_k":
         return top_k(*similarities, match_share(context.level_B))
     return graded(*similarities)
-
-
-SHOWN_AT = 0.25  # noise level at which a model is asked what an image shows: little enough to see it
 
 
 def shown(context: FocusContext, settings: FocusSettings) -> torch.Tensor:

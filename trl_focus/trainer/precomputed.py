@@ -83,7 +83,6 @@ def add_shown(trainer: "FocusDPOTrainer", rows: EncodedRows, collator: EncodedCo
     Raises:
         ValueError: If it has to be measured, and the model is sharded.
     """
-
     collator = replace(collator, caption_dropout=0.0)
 
     def shown_of(row: int) -> torch.Tensor:
@@ -110,7 +109,6 @@ def _table(
     make: Callable[[int], torch.Tensor],
 ) -> datasets.Dataset:
     """What `make` gives for each row, computed with the model in eval mode where there is no file of it."""
-
     is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
 
     def made(row: int) -> dict[str, Any]:
