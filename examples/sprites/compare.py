@@ -63,8 +63,26 @@ METHODS: dict[str, dict] = {
 }
 MAIN_METHODS = ("dpo", "focus", "mask", "oracle", "focus-shown")
 PER_SCENE = ("identity", "leakage", "background_error", "residual")  # kept for each scene, for intervals
-TUNED_REGIMES = ("nuisance-strong", "confounded-chosen", "on-policy")
-MAIN_REGIMES = (*TUNED_REGIMES, "mixed", *(name for name in RENDERED if name not in TUNED_REGIMES))  # as they are run
+# The last serves those that are in it and have no points of their own
+TUNED_REGIMES = ("nuisance-strong", "confounded-chosen", "on-policy", "mixed")
+MAIN_REGIMES = (*TUNED_REGIMES, *(name for name in RENDERED if name not in TUNED_REGIMES))  # as they are run
+ABLATED = "focus-shown"
+ABLATIONS: tuple[dict, ...] = (
+    {},
+    {"subject_gate": "none"},
+    {"structure_weight": 0.0, "leak_weight": 0.0, "detail_weight": 0.0},
+    {"structure_weight": 0.0},
+    {"leak_weight": 0.0},
+    {"detail_weight": 0.0},
+    {"background_weight": 0.0},
+    {"background_weight": 0.3},
+    {"focus_normalization": "mean"},
+    {"focus_normalization": "subject"},
+    {"focus_matching": "top_k"},
+    {"detail_gate": "alignment"},
+    {"focus_blocks": ["transformer_blocks.1"]},
+    {"focus_blocks": ["single_transformer_blocks.3"]},
+)
 
 
 @dataclass(frozen=True)
@@ -338,7 +356,7 @@ def planned(stage: str) -> list[Run]:
 
     def chosen(regime: str, method: str, **settings) -> list[Run]:
         found = points.get(method, {})
-        point = found.get(regime, found.get("others"))
+        point = found.get(regime, found.get("mixed"))
         return [Run(regime, method, **point, **settings)] if point else []
 
     if stage == "main":
@@ -349,23 +367,7 @@ def planned(stage: str) -> list[Run]:
                     for method in methods:
                         runs += chosen(regime, method, seed=seed)
         return runs
-    ablations = (
-        {"structure_weight": 0.0},
-        {"leak_weight": 0.0},
-        {"detail_weight": 0.0},
-        {"detail_gate": "alignment"},
-        {"focus_matching": "top_k"},
-        {"background_weight": 0.0},
-        {"background_weight": 0.3},
-        {"focus_normalization": "mean"},
-        {"focus_normalization": "subject"},
-        {"focus_sft": True},
-        {"focus_blocks": ["transformer_blocks.1"]},
-        {"focus_blocks": ["single_transformer_blocks.3"]},
-    )
-    return [
-        run for regime in TUNED_REGIMES for each in ({}, *ablations) for run in chosen(regime, "focus", settings=each)
-    ]
+    return [run for regime in TUNED_REGIMES for each in ABLATIONS for run in chosen(regime, ABLATED, settings=each)]
 
 
 def main():
@@ -395,8 +397,10 @@ def main():
         if args.stage == "main":
             ends = ((3, False), (4, False), (2, True)) if run.seed == 0 else ()
             result = execute(run, "test", 512, ends, curve=False)
-        else:
+        elif args.stage == "tune":
             result = execute(run, "validation", 128)
+        else:
+            result = execute(run, "validation", 512, curve=False)
         shown = {name: result["means"][name] for name in PER_SCENE}
         print(run.key, result["seconds"], "s", shown, flush=True)
         if run.key in done:

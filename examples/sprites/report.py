@@ -27,35 +27,26 @@ COLOURS = dict(
 
 def choose(results: Sequence[dict]) -> dict[str, dict[str, dict]]:
     """
-    The operating points of each method: beta, weight of the SFT term and steps. For a regime in which it was tuned that
-    with the highest identity there, among those that leave the pictures as good as the base's (by `WORSE`); for `others` that
-    with the highest mean identity over the tuned regimes, among those that spare the pictures in each.
+    The operating point of each method in each regime in which it was tuned: beta, weight of the SFT term and steps with the
+    highest identity, among those that leave the pictures as good as the base's (by `WORSE`).
     """
-    base = next(result["means"] for result in results if result["run"]["method"] == "base")
-    found = defaultdict(lambda: defaultdict(dict))
+    limit = base_of(results)["residual"] + WORSE
+    spared = defaultdict(dict)
     for result in results:
         run = result["run"]
-        if run["method"] != "base":
-            for steps, means in measured(result).items():
-                found[run["method"]][run["beta"], run["sft"], steps][run["regime"]] = means
-    chosen = {}
-    for method, points in found.items():
-        chosen[method] = {}
-        for name, regimes in {**{regime: [regime] for regime in TUNED_REGIMES}, "others": TUNED_REGIMES}.items():
-            measures = {
-                point: [by_regime[regime] for regime in regimes]
-                for point, by_regime in points.items()
-                if by_regime.keys() >= set(regimes)
-            }
-            spared = {
-                point: float(np.mean([means["identity"] for means in values]))
-                for point, values in measures.items()
-                if all(means["residual"] <= base["residual"] + WORSE for means in values)
-            }
-            if spared:
-                best = max(spared, key=spared.get)
-                chosen[method][name] = dict(zip(("beta", "sft", "steps"), best, strict=True))
+        for steps, means in measured(result).items():
+            if run["method"] != "base" and means["residual"] <= limit:
+                spared[run["method"], run["regime"]][run["beta"], run["sft"], steps] = means["identity"]
+    chosen = defaultdict(dict)
+    for (method, regime), points in spared.items():
+        best = max(points, key=points.get)
+        chosen[method][regime] = dict(zip(("beta", "sft", "steps"), best, strict=True))
     return chosen
+
+
+def base_of(results: Sequence[dict]) -> dict[str, float]:
+    """Means of the base over the scenes."""
+    return next(result["means"] for result in results if result["run"]["method"] == "base")
 
 
 def at_chosen_points(stage: str) -> list[dict]:
@@ -145,7 +136,7 @@ def tune_table(results: Sequence[dict]) -> str:
 
 def best_table(results: Sequence[dict]) -> str:
     """For each method the best point of each tuned regime that does not wreck the picture, of how many."""
-    base = next(result["means"] for result in results if result["run"]["method"] == "base")
+    base = base_of(results)
     lines = ["| method | " + " | ".join(TUNED_REGIMES) + " |", "| --- " * (1 + len(TUNED_REGIMES)) + "|"]
     for method in METHODS:
         cells = []
@@ -167,6 +158,23 @@ def best_table(results: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
+def ablate_table(results: Sequence[dict]) -> str:
+    """A row for each run: its settings, its measures, and how its identity differs scene by scene from the map as it is."""
+    lines = ["| regime | settings | " + " | ".join(PER_SCENE) + " | identity against the map as it is |"]
+    lines.append("| --- " * (len(PER_SCENE) + 3) + "|")
+    whole = {r["run"]["regime"]: r["scenes"]["identity"] for r in results if not r["run"]["settings"]}
+    for result in results:
+        run, scenes = result["run"], result["scenes"]
+        measures = " | ".join(f"{np.mean(scenes[name]):.3f}" for name in PER_SCENE)
+        against = ""
+        if run["settings"] and run["regime"] in whole:
+            difference = np.subtract(scenes["identity"], whole[run["regime"]])
+            against = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval([difference]))
+        named = ", ".join(f"`{name}: {value}`" for name, value in run["settings"].items()) or "as it is"
+        lines.append(f"| {run['regime']} | {named} | {measures} | {against} |")
+    return "\n".join(lines)
+
+
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Of (drift, identity), those that no other beats in both, by drift."""
     best: list[tuple[float, float]] = []
@@ -178,8 +186,8 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 def draw_frontier(results: Sequence[dict], path: Path):
     """Identity against what tuning does to the picture: all betas and steps of each method, a panel for each tuned regime."""
-    base = next(result["means"] for result in results if result["run"]["method"] == "base")
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    base = base_of(results)
+    figure = Figure(figsize=(15, 4.2), layout="constrained")
     for ax, regime in zip(figure.subplots(1, len(TUNED_REGIMES), sharey=True), TUNED_REGIMES, strict=True):
         for method, colour in COLOURS.items():
             runs = [r for r in results if (r["run"]["regime"], r["run"]["method"]) == (regime, method)]
@@ -211,7 +219,7 @@ def main():
     for stage, found in results.items():
         if found:
             print(f"\n## {stage}\n")
-            print(main_table(found) if stage == "main" else tune_table(found))
+            print({"tune": tune_table, "main": main_table, "ablate": ablate_table}[stage](found))
             if stage == "tune":
                 print(f"\n### best points\n\n{best_table(found)}")
     if results["tune"]:

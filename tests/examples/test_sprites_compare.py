@@ -84,18 +84,22 @@ def test_errors_do_not_change_before_training(small, tmp_path):
 
 
 def test_main_contrasts_cover_all_cells_at_their_points(monkeypatch):
-    tuned, others = {"beta": 30.0, "sft": 0.1, "steps": 80}, {"beta": 50.0, "sft": 0.0, "steps": 40}
-    points = {method: {compare.TUNED_REGIMES[0]: tuned, "others": others} for method in METHODS}
+    tuned, mixed = {"beta": 30.0, "sft": 0.1, "steps": 80}, {"beta": 50.0, "sft": 0.0, "steps": 40}
+    points = {method: {compare.TUNED_REGIMES[0]: tuned, "mixed": mixed} for method in METHODS}
     points["sft"] = {compare.TUNED_REGIMES[0]: tuned}  # spoils the pictures of another regime at every point
     monkeypatch.setattr(compare, "operating_points", lambda: points)
     runs = compare.planned("main")
     assert len({run.key for run in runs}) == len(runs) == 1 + 5 * (len(REGIMES) * (len(METHODS) - 1) + 1)
     assert {run.regime for run in runs} == set(REGIMES)
     for run in runs[1:]:
-        point = tuned if run.regime == compare.TUNED_REGIMES[0] else others
+        point = tuned if run.regime == compare.TUNED_REGIMES[0] else mixed
         assert (run.beta, run.sft, run.steps) == tuple(point.values())
     betas = [run.beta for run in compare.planned("tune") if run.method == "focus"]
     assert max(betas) >= 30 * min(betas)
+    ablated = [run for run in compare.planned("ablate") if run.regime == compare.TUNED_REGIMES[0]]
+    assert ablated[0].settings == {} and {run.method for run in ablated} == {compare.ABLATED}
+    for run in ablated:
+        assert compare.config_of(run, "x").to_dict().items() >= {**METHODS[compare.ABLATED], **run.settings}.items()
 
 
 # ---- The report ----
@@ -120,32 +124,18 @@ def result(method, beta=0.0, identity=0.5, residual=0.05, regime="on-policy", sf
 
 
 def test_chosen_points_are_the_best_that_do_not_wreck_the_picture():
+    first, other = compare.TUNED_REGIMES[:2]
     runs = [result("base")]
-    for regime in compare.TUNED_REGIMES:
-        runs += [result("dpo", 30.0, 0.9, 0.08, regime), result("dpo", 100.0, 0.8, 0.05, regime)]
-        runs += [result("dpo", 300.0, 0.7, 0.05, regime)]
-    runs += [result("dpo", 1000.0, 0.95, 0.05), result("sft", 50.0, 0.9, 0.08)]  # in one regime
+    for beta, identity, residual in ((30.0, 0.9, 0.08), (100.0, 0.8, 0.05), (300.0, 0.7, 0.05)):
+        runs.append(result("dpo", beta, identity, residual, first))
+    runs += [result("dpo", 1000.0, 0.7, 0.05, other), result("sft", 50.0, 0.9, 0.08)]
 
     def point(beta, steps):
         return {"beta": beta, "sft": 0.0, "steps": steps}
 
-    chosen = report.choose(runs)
-    assert chosen["dpo"] == {
-        **{regime: point(100.0, 80) for regime in compare.TUNED_REGIMES},
-        "on-policy": point(1000.0, 80),
-        "others": point(100.0, 80),
-    }
-    assert chosen["sft"] == {}
-    first = compare.TUNED_REGIMES[0]
-    for run in runs[1:4]:
-        run["curve"] = {"40": {**run["means"], "identity": 1.0 - run["run"]["beta"] / 1000, "residual": 0.05}}
-    assert report.choose(runs)["dpo"][first] == point(30.0, 40) and report.choose(runs)["dpo"]["others"] == point(
-        100.0, 80
-    )
-    for run in runs[1:]:
-        if run["run"]["beta"] == 30.0:
-            run["curve"] = {"40": {**run["means"], "identity": 0.85, "residual": 0.05}}  # stopped before it wrecks
-    assert report.choose(runs)["dpo"]["others"] == point(30.0, 40)
+    assert report.choose(runs) == {"dpo": {first: point(100.0, 80), other: point(1000.0, 80)}}
+    runs[1]["curve"] = {"40": {**runs[1]["means"], "identity": 0.85, "residual": 0.05}}  # stopped before it wrecks
+    assert report.choose(runs)["dpo"][first] == point(30.0, 40)
 
 
 def test_frontier_keeps_what_no_other_point_beats():
@@ -186,6 +176,14 @@ def test_tables_hold_what_was_run(tmp_path):
     )
     report.draw_frontier(runs, tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").stat().st_size > 5000
+
+
+def test_ablations_are_told_against_the_map_as_it_is():
+    runs = [result("focus-shown", 30.0, scenes=[0.5, 0.5, 1.0, 1.0]), result("focus-shown", 30.0, scenes=[0.5] * 4)]
+    runs[1]["run"]["settings"] = {"leak_weight": 0.0}
+    whole, without = report.ablate_table(runs).splitlines()[2:]
+    assert "| as it is | 0.750 |" in whole and whole.endswith("|  |")
+    assert "`leak_weight: 0.0` | 0.500 |" in without and "| -0.250 [-0.5" in without
 
 
 def test_runs_at_points_that_were_taken_back_are_left_out(monkeypatch, tmp_path):
