@@ -373,7 +373,7 @@ def planned(stage: str) -> list[Run]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
     parser.add_argument("stage", choices=["tune", "main", "ablate"])
-    for name in ("regimes", "methods", "betas", "seeds"):
+    for name in ("regimes", "methods", "betas", "sft", "seeds"):
         parser.add_argument(f"--{name}", type=lambda text: text.split(","), help="only these, separated by commas")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many")
     parser.add_argument("--again", action="store_true", help="run what is stored too, and store nothing")
@@ -386,6 +386,7 @@ def main():
             (not args.regimes or any(run.regime.startswith(name) for name in args.regimes))
             and (not args.methods or run.method in args.methods)
             and (not args.betas or f"{run.beta:g}" in args.betas)
+            and (not args.sft or f"{run.sft:g}" in args.sft)
             and (not args.seeds or str(run.seed) in args.seeds)
         )
         if not chosen or (run.key in done and not args.again):
