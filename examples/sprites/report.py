@@ -208,6 +208,41 @@ def draw_frontier(results: Sequence[dict], path: Path):
     figure.savefig(path, dpi=110, facecolor="white")
 
 
+def draw_main(results: Sequence[dict], path: Path):
+    """Identity and leakage on test scenes with their intervals: a column for each regime, a colour for each method."""
+    cells = by_cell(results)
+    regimes = [regime for regime in MAIN_REGIMES if (regime, "dpo") in cells]
+    base = next(cell for (_, method), cell in cells.items() if method == "base")
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    for ax, name in zip(figure.subplots(1, 2), ("identity", "leakage"), strict=True):
+        mean, low, high = interval([*base[name].values()])
+        ax.axhspan(low, high, color="0.92", zorder=0)
+        ax.axhline(mean, color="0.6", linewidth=1, zorder=0, label="base")
+        for column, regime in enumerate(regimes):
+            methods = [method for method in COLOURS if (regime, method) in cells]
+            for place, method in enumerate(methods):
+                runs = [*cells[regime, method][name].values()]
+                mean, low, high = interval(runs)
+                x = column + 0.13 * (place - (len(methods) - 1) / 2)
+                few = {"markerfacecolor": "white"} if len(runs) == 1 else {}  # an interval over scenes alone
+                ax.errorbar(
+                    x, mean, [[mean - low], [high - mean]], fmt="o", color=COLOURS[method], label=method, ms=5, **few
+                )
+        ax.set(title=name, xticks=range(len(regimes)), xticklabels=regimes)
+        ax.tick_params("x", rotation=15)
+        ax.spines[["top", "right"]].set_visible(False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    first = dict(zip(reversed(labels), reversed(handles), strict=True))
+    figure.legend(
+        [first[label] for label in dict.fromkeys(labels)],
+        dict.fromkeys(labels),
+        loc="outside right center",
+        frameon=False,
+        fontsize=8,
+    )
+    figure.savefig(path, dpi=110, facecolor="white")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
     parser.add_argument("--choose", action="store_true", help="choose the operating points out of the stage `tune`")
@@ -224,6 +259,8 @@ def main():
                 print(f"\n### best points\n\n{best_table(found)}")
     if results["tune"]:
         draw_frontier(results["tune"], IMAGES / "sprites_frontier.png")
+    if results["main"]:
+        draw_main(results["main"], IMAGES / "sprites_main.png")
 
 
 if __name__ == "__main__":

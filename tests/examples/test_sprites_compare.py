@@ -4,6 +4,7 @@
 import json
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -174,8 +175,10 @@ def test_tables_hold_what_was_run(tmp_path):
     assert "| on-policy | focus | 2 | 0.600 [0.600, 0.600]" in table[-1] and table[-1].endswith(
         "| +0.000 [+0.000, +0.000] |"
     )
-    report.draw_frontier(runs, tmp_path / "frontier.png")
-    assert (tmp_path / "frontier.png").stat().st_size > 5000
+    for draw in (report.draw_frontier, report.draw_main):
+        draw(runs, tmp_path / "figure.png")
+        with PIL.Image.open(tmp_path / "figure.png") as figure:
+            assert len(figure.convert("RGB").getcolors(2**24)) > 50  # more than axes
 
 
 def test_ablations_are_told_against_the_map_as_it_is():
