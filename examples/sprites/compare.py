@@ -13,10 +13,9 @@ so that all may be stopped and started at will.
 
 import argparse
 import json
-import random
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from functools import cache, lru_cache
@@ -31,6 +30,7 @@ from transformers.utils import logging
 from trl_focus import FocusDPOConfig, FocusDPOTrainer
 
 from .data import RENDERED, best_and_worst, dataset_of, make_pairs
+from .intervals import interval
 from .pipeline import ENCODE_PROMPT_KWARGS, load_base
 from .sampling import draw
 from .scorer import score_all
@@ -62,6 +62,7 @@ METHODS: dict[str, dict] = {
     "oracle": {"focus_map": "mask"},  # with masks of the subjects in which the pair differs as the label says
 }
 MAIN_METHODS = ("dpo", "focus", "mask", "oracle", "focus-shown")
+AS_RUN = (MAIN_METHODS, tuple(method for method in METHODS if method not in MAIN_METHODS))  # in this order
 PER_SCENE = ("identity", "leakage", "background_error", "residual")  # kept for each scene, for intervals
 # The last serves those that are in it and have no points of their own
 TUNED_REGIMES = ("nuisance-strong", "confounded-chosen", "on-policy", "mixed")
@@ -146,12 +147,21 @@ def pairs_of(regime: str, seed: int, relevant_only: bool, split: str = "train", 
         rows = datasets.concatenate_datasets([part.select(range(n_pairs // len(parts))) for part in found])
     elif regime == "on-policy":
         both = on_policy_pairs(min(n_pairs, N_ON_POLICY), split, seed)
-        both[not relevant_only].save_to_disk(folder_of(regime, seed, not relevant_only, split, n_pairs))
+        keep(both[not relevant_only], folder_of(regime, seed, not relevant_only, split, n_pairs))
         rows = both[relevant_only]
     else:
         rows = make_pairs(regime, n_pairs, split, seed, relevant_only)
-    rows.save_to_disk(folder)
+    keep(rows, folder)
     return rows
+
+
+def keep(rows: datasets.Dataset, folder: Path):
+    """Writes rows so that the folder is there once it is whole, also where two processes write it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as made:
+        rows.save_to_disk(Path(made) / "rows")
+        if not folder.exists():
+            (Path(made) / "rows").rename(folder)
 
 
 def on_policy_pairs(n_pairs: int, split: str, seed: int, chunk: int = 64) -> tuple[datasets.Dataset, datasets.Dataset]:
@@ -181,17 +191,19 @@ def on_policy_pairs(n_pairs: int, split: str, seed: int, chunk: int = 64) -> tup
 
 
 @cache
-def scenes_of(split: str, n_scenes: int, n_subjects: int, unseen: bool = False):
-    """Scenes to draw: what is asked for, references, and seeds of the noise."""
-    rngs = [generator(split, 12, n_subjects, int(unseen), i) for i in range(n_scenes)]
+def scenes_of(split: str, n_scenes: int, n_subjects: int, unseen: bool = False, first: int = 0):
+    """Scenes to draw, from number `first` on: what is asked for, references, and seeds of the noise."""
+    rngs = [generator(split, 12, n_subjects, int(unseen), i) for i in range(first, first + n_scenes)]
     scenes = [draw_scene(rng, split, n_subjects, unseen) for rng in rngs]
     references = [references_of(scene.subjects, rng) for scene, rng in zip(scenes, rngs, strict=True)]
     return scenes, references, [int(rng.integers(2**31)) for rng in rngs]
 
 
-def drawn_scores(pipeline, split: str, n_scenes: int, n_subjects: int = 2, unseen: bool = False) -> dict[str, list]:
+def drawn_scores(
+    pipeline, split: str, n_scenes: int, n_subjects: int = 2, unseen: bool = False, first: int = 0
+) -> dict[str, list]:
     """Scores of each scene, by name."""
-    scenes, references, seeds = scenes_of(split, n_scenes, n_subjects, unseen)
+    scenes, references, seeds = scenes_of(split, n_scenes, n_subjects, unseen, first)
     with precision():
         images = draw(pipeline, scenes, references, seeds)
     scores = score_all(images, scenes)
@@ -303,7 +315,7 @@ def execute(run: Run, split: str, n_scenes: int, ends: Iterable[tuple[int, bool]
         pipeline = trainer.pipeline
         logged = trainer.state.log_history[-2]
     seconds = time.monotonic() - began - (curve.seconds if curve else 0)
-    result = {"run": asdict(run), "seconds": round(seconds, 1), "split": split}
+    result = {"run": asdict(run), "seconds": round(seconds, 1), "split": split, "bf16": BF16}
     if curve:
         result["curve"] = curve.points
     if trainer is not None:
@@ -342,7 +354,7 @@ def planned(stage: str) -> list[Run]:
     """All runs of a stage, main contrasts first."""
     if stage == "tune":
         runs = [Run(regime, "base", 0.0) for regime in TUNED_REGIMES[:1]]
-        for methods in (MAIN_METHODS, [method for method in METHODS if method not in MAIN_METHODS]):
+        for methods in AS_RUN:
             for sft in (0.0, SFT_WEIGHT):
                 runs += [
                     Run(regime, method, beta, sft)
@@ -361,7 +373,7 @@ def planned(stage: str) -> list[Run]:
 
     if stage == "main":
         runs = [Run("minimal", "base", 0.0)]
-        for methods in (MAIN_METHODS, [method for method in METHODS if method not in MAIN_METHODS]):
+        for methods in AS_RUN:
             for seed in range(5):
                 for regime in MAIN_REGIMES:
                     for method in methods:
@@ -381,20 +393,26 @@ def main():
     logging.set_verbosity_error()
     datasets.disable_progress_bars()
     began, done = time.monotonic(), stored(args.stage)
-    for run in planned(args.stage):
-        chosen = (
-            (not args.regimes or any(run.regime.startswith(name) for name in args.regimes))
-            and (not args.methods or run.method in args.methods)
-            and (not args.betas or f"{run.beta:g}" in args.betas)
-            and (not args.sft or f"{run.sft:g}" in args.sft)
-            and (not args.seeds or str(run.seed) in args.seeds)
+    cells = [
+        run
+        for run in planned(args.stage)
+        if (not args.regimes or any(run.regime.startswith(name) for name in args.regimes))
+        and (not args.methods or run.method in args.methods)
+        and (not args.betas or f"{run.beta:g}" in args.betas)
+        and (not args.sft or f"{run.sft:g}" in args.sft)
+        and (not args.seeds or str(run.seed) in args.seeds)
+    ]
+    if not cells:
+        raise SystemExit(
+            f"No run of `{args.stage}` is of these. Regimes: {', '.join(MAIN_REGIMES)}; methods: base, {', '.join(METHODS)}. "
+            "Those of `main` and `ablate` need an operating point: `tune` the method there, or in `mixed`."
         )
-        if not chosen or (run.key in done and not args.again):
+    for run in cells:
+        if run.key in done and not args.again:
             continue
         if time.monotonic() - began > 60 * args.minutes:
             print("out of time; start again to go on")
             break
-        random.seed(run.seed)
         if args.stage == "main":
             ends = ((3, False), (4, False), (2, True)) if run.seed == 0 else ()
             result = execute(run, "test", 512, ends, curve=False)
@@ -404,12 +422,22 @@ def main():
             result = execute(run, "validation", 512, curve=False)
         shown = {name: result["means"][name] for name in PER_SCENE}
         print(run.key, result["seconds"], "s", shown, flush=True)
-        if run.key in done:
-            print("  stored:", {name: done[run.key]["means"][name] for name in PER_SCENE}, flush=True)
-        if not args.again:
+        if args.again:
+            print(
+                "\n".join(against_stored(result, done[run.key]) if run.key in done else ["  not stored"]), flush=True
+            )
+        else:
             RESULTS.mkdir(exist_ok=True)
             with (RESULTS / f"{args.stage}.jsonl").open("a") as file:
                 file.write(json.dumps(result) + "\n")
+
+
+def against_stored(result: dict, before: dict) -> Iterator[str]:
+    """A line for each measure of a run that was run again: what is stored, and whether the new one is within its interval."""
+    for name in PER_SCENE:
+        mean, low, high = interval([before["scenes"][name]])
+        place = "inside" if low <= result["means"][name] <= high else "OUTSIDE"
+        yield f"  {name}: stored {mean:.3f} [{low:.3f}, {high:.3f}], now {result['means'][name]:.3f}: {place}"
 
 
 if __name__ == "__main__":

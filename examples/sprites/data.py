@@ -2,8 +2,9 @@
 """
 Preference pairs of the world of sprites, in named regimes: what chosen and rejected differ in, besides what matters.
 
-What matters is always the same: a subject of the rejected image has an attribute of another. All pairs of a regime come
-from a seed and a split; masks are exact.
+What matters in rendered pairs is always the same: a subject of the rejected image has an attribute of another. In those of
+samples it is whatever the judge of identity saw, often that a subject is missing. All pairs of a regime come from a seed and
+a split; masks of rendered images are exact.
 """
 
 from collections.abc import Callable, Sequence
@@ -75,7 +76,7 @@ def _textured(scene: Scene, strength: float, rng: np.random.Generator) -> Scene:
 
 
 def _another(asked: Scene, kept: int, rng: np.random.Generator) -> Scene:
-    """The scene with anything but what was asked for in place of the subjects other than `kept`, in other corners."""
+    """The scene with any subjects in place of those other than `kept`, and all of them in any corners."""
     seen = [subject for subject in SUBJECTS if not subject.held_out]
     subjects = tuple(
         subject if i == kept else seen[rng.integers(len(seen))] for i, subject in enumerate(asked.subjects)

@@ -25,6 +25,7 @@ from .world import SCENE
 
 OUTPUT = Path("outputs/quickstart")
 N_PAIRS, N_SCENES, N_SHOWN = 640, 64, 5
+FIRST = 512  # scenes before it belong to the comparison, and settings were compared on them
 MEASURES = {
     "identity": "subjects as in their reference",
     "leakage": "subjects with another's attribute",
@@ -36,10 +37,10 @@ MEASURES = {
 def main():
     pairs = make_pairs("minimal", N_PAIRS)
     pipeline = load_base()
-    scores = drawn_scores(pipeline, "test", N_SCENES)
+    scores = drawn_scores(pipeline, "test", N_SCENES, first=FIRST)
     before = means(scores)
     shown = leaking(scores, N_SHOWN)
-    scenes, references, seeds = ([part[i] for i in shown] for part in scenes_of("test", N_SCENES, 2))
+    scenes, references, seeds = ([part[i] for i in shown] for part in scenes_of("test", N_SCENES, 2, first=FIRST))
     drawn_before = draw(pipeline, scenes, references, seeds)
 
     args = FocusDPOConfig(
@@ -67,7 +68,7 @@ def main():
     # What a user of the LoRA does: the base pipeline, and one line
     loaded = load_base()
     loaded.load_lora_weights(OUTPUT)
-    after = means(drawn_scores(loaded, "test", N_SCENES))
+    after = means(drawn_scores(loaded, "test", N_SCENES, first=FIRST))
     drawn_after = draw(loaded, scenes, references, seeds)
     with trainer.sampling():
         trained = draw(trainer.pipeline, scenes, references, seeds)

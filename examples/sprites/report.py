@@ -9,13 +9,15 @@ What the stored runs of the comparison say: operating points, tables with interv
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from .compare import MAIN_REGIMES, METHODS, PER_SCENE, RESULTS, TUNED_REGIMES, planned, stored
+from .intervals import interval
 
 
 IMAGES = Path("docs/images")
@@ -25,23 +27,37 @@ COLOURS = dict(
 )
 
 
-def choose(results: Sequence[dict]) -> dict[str, dict[str, dict]]:
+def choose(results: Sequence[dict], worse: float = WORSE) -> dict[str, dict[str, dict]]:
     """
     The operating point of each method in each regime in which it was tuned: beta, weight of the SFT term and steps with the
-    highest identity, among those that leave the pictures as good as the base's (by `WORSE`).
+    highest identity, and of equal ones with the lowest residual, among those that leave the pictures as good as the base's.
+
+    Args:
+        results (`Sequence[dict]`):
+            Runs of the stage `tune`.
+        worse (`float`, *optional*, defaults to `0.01`):
+            By how much the residual may exceed the base's.
     """
-    limit = base_of(results)["residual"] + WORSE
-    spared = defaultdict(dict)
+    chosen = defaultdict(dict)
+    for (method, regime), points in points_of(results).items():
+        spared = [p for p in points if p["residual"] <= base_of(results)["residual"] + worse]
+        if spared:
+            best = max(spared, key=lambda point: (point["identity"], -point["residual"]))
+            chosen[method][regime] = {name: best[name] for name in ("beta", "sft", "steps")}
+    return chosen
+
+
+def points_of(results: Sequence[dict]) -> dict[tuple[str, str], list[dict]]:
+    """All that was tried of each (method, regime): beta, SFT weight and steps, and the means over the scenes there."""
+    points = defaultdict(list)
     for result in results:
         run = result["run"]
-        for steps, means in measured(result).items():
-            if run["method"] != "base" and means["residual"] <= limit:
-                spared[run["method"], run["regime"]][run["beta"], run["sft"], steps] = means["identity"]
-    chosen = defaultdict(dict)
-    for (method, regime), points in spared.items():
-        best = max(points, key=points.get)
-        chosen[method][regime] = dict(zip(("beta", "sft", "steps"), best, strict=True))
-    return chosen
+        if run["method"] != "base":
+            points[run["method"], run["regime"]] += [
+                {"beta": run["beta"], "sft": run["sft"], "steps": steps, **means}
+                for steps, means in measured(result).items()
+            ]
+    return points
 
 
 def base_of(results: Sequence[dict]) -> dict[str, float]:
@@ -61,25 +77,6 @@ def measured(result: dict) -> dict[int, dict[str, float]]:
     return {**along, result["run"]["steps"]: result["means"]}
 
 
-def interval(runs: Sequence[np.ndarray], draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """
-    Mean over runs and scenes, and its 95 % interval by bootstrap over both.
-
-    Args:
-        runs (`Sequence[np.ndarray]`):
-            One array for each seed of training, with a value for each scene; the scenes are the same in all.
-    """
-    values = np.stack(runs)
-    rng = np.random.default_rng(seed)
-    means = [
-        values[
-            np.ix_(rng.integers(len(values), size=len(values)), rng.integers(values.shape[1], size=values.shape[1]))
-        ].mean()
-        for _ in range(draws)
-    ]
-    return float(values.mean()), *map(float, np.percentile(means, [2.5, 97.5]))
-
-
 def by_cell(results: Sequence[dict]) -> dict[tuple[str, str], dict[str, dict[int, np.ndarray]]]:
     """Values of each scene by (regime, method), then by measure and seed."""
     cells: dict = defaultdict(lambda: defaultdict(dict))
@@ -90,26 +87,80 @@ def by_cell(results: Sequence[dict]) -> dict[tuple[str, str], dict[str, dict[int
     return cells
 
 
-def main_table(results: Sequence[dict]) -> str:
-    """A row for each regime and method, with intervals over seeds and scenes; and the paired difference from DPO."""
-    cells = by_cell(results)
-    lines = ["| regime | method | seeds | " + " | ".join(PER_SCENE) + " | identity against `dpo` |"]
-    lines.append("| --- " * (len(PER_SCENE) + 4) + "|")
+def rows_of(cells: dict) -> Iterator[tuple[str, str, dict[str, dict[int, np.ndarray]]]]:
+    """Regime, method and cell, in the order of the tables."""
     for regime in MAIN_REGIMES:
         for method in ("base", *METHODS):
-            cell = cells.get((regime, method))
-            if not cell:
-                continue
-            shown = []
-            for name in PER_SCENE:
-                mean, low, high = interval([*cell[name].values()])
-                shown.append(f"{mean:.3f} [{low:.3f}, {high:.3f}]")
-            against = ""
-            dpo = cells.get((regime, "dpo"), {}).get("identity", {})
-            if method not in ("base", "dpo") and (shared := sorted(cell["identity"].keys() & dpo.keys())):
-                mean, low, high = interval([cell["identity"][seed] - dpo[seed] for seed in shared])
-                against = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-            lines.append(f"| {regime} | {method} | {len(cell['identity'])} | {' | '.join(shown)} | {against} |")
+            if cell := cells.get((regime, method)):
+                yield regime, method, cell
+
+
+def in_brackets(values: tuple[float, float, float], form: str) -> str:
+    return "{:{form}} [{:{form}}, {:{form}}]".format(*values, form=form)
+
+
+def main_table(results: Sequence[dict]) -> str:
+    """A row for each regime and method: every measure with its interval over seeds and scenes."""
+    lines = [f"| regime | method | seeds | {' | '.join(PER_SCENE)} |", "| --- " * (3 + len(PER_SCENE)) + "|"]
+    for regime, method, cell in rows_of(by_cell(results)):
+        measures = [in_brackets(interval([*cell[name].values()]), ".3f") for name in PER_SCENE]
+        lines.append(f"| {regime} | {method} | {len(cell['identity'])} | {' | '.join(measures)} |")
+    return "\n".join(lines)
+
+
+def contrast_table(results: Sequence[dict]) -> str:
+    """
+    What each method differs by from `dpo` on the same seeds and scenes, and how identity and leakage changed in proportion to
+    the base's.
+    """
+    cells = by_cell(results)
+    base = next(cell for (_, method), cell in cells.items() if method == "base")
+    lines = [
+        f"| regime | method | seeds | {' | '.join(f'{name} - dpo' for name in PER_SCENE)} | identity / base | leakage / base |"
+    ]
+    lines.append("| --- " * (5 + len(PER_SCENE)) + "|")
+    for regime, method, cell in rows_of(cells):
+        if method == "base":
+            continue
+        dpo = cells.get((regime, "dpo"), {})
+        shared = sorted(cell["identity"].keys() & dpo.get("identity", {}).keys()) if method != "dpo" else []
+        shown = [
+            in_brackets(interval([cell[name][seed] - dpo[name][seed] for seed in shared]), "+.3f") if shared else ""
+            for name in PER_SCENE
+        ]
+        for name in ("identity", "leakage"):
+            (of_base,) = base[name].values()
+            shown.append(in_brackets(change([*cell[name].values()], of_base), "+.1%"))
+        seeds = len(shared) or len(cell["identity"])
+        lines.append(f"| {regime} | {method} | {seeds} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def change(runs: Sequence[np.ndarray], base: np.ndarray) -> tuple[float, float, float]:
+    """By what share of the base's mean a mean differs, and its interval, to first order in what both are uncertain by."""
+    ratio = np.mean(runs) / base.mean()
+    return tuple(ratio - 1 + value for value in interval([(run - ratio * base) / base.mean() for run in runs]))
+
+
+def other_table(results: Sequence[dict]) -> str:
+    """What else was measured, as means over the seeds; scenes of three, of four and of two unseen subjects on the first."""
+    attributes = ("position", "shape", "colour", "pattern")
+    errors = [f"error/{image}/{place}" for image in ("chosen", "rejected") for place in ("inside", "outside")]
+    kinds = ("3", "4", "2-unseen")
+    names = (*attributes, *(f"identity of {kind}" for kind in kinds), *errors, "gradient factor", "seconds")
+    lines = [f"| regime | method | {' | '.join(names)} |", "| --- " * (2 + len(names)) + "|"]
+    groups = defaultdict(list)
+    for result in results:
+        groups[result["run"]["regime"], result["run"]["method"]].append(result)
+    for regime, method, _ in rows_of(by_cell(results)):
+        runs = groups[regime, method]
+        values = [[run["means"][name] for run in runs] for name in attributes]
+        values += [[run[f"means-{kind}"]["identity"] for run in runs if f"means-{kind}" in run] for kind in kinds]
+        values += [[run["errors"][name] for run in runs if "errors" in run] for name in errors]
+        values += [[run["train"]["gradient_factor"] for run in runs if "train" in run], [r["seconds"] for r in runs]]
+        forms = [".3f"] * (len(names) - 1) + [".0f"]
+        shown = [f"{np.mean(value):{form}}" if value else "" for value, form in zip(values, forms, strict=True)]
+        lines.append(f"| {regime} | {method} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
@@ -134,24 +185,23 @@ def tune_table(results: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
-def best_table(results: Sequence[dict]) -> str:
-    """For each method the best point of each tuned regime that does not wreck the picture, of how many."""
-    base = base_of(results)
+def best_table(results: Sequence[dict], worse: float = WORSE) -> str:
+    """For each method the point that `choose` takes in each tuned regime, of how many."""
+    chosen, points = choose(results, worse), points_of(results)
     lines = ["| method | " + " | ".join(TUNED_REGIMES) + " |", "| --- " * (1 + len(TUNED_REGIMES)) + "|"]
     for method in METHODS:
         cells = []
         for regime in TUNED_REGIMES:
-            runs = [r for r in results if (r["run"]["regime"], r["run"]["method"]) == (regime, method)]
-            points = [(means, run["run"], steps) for run in runs for steps, means in measured(run).items()]
-            spared = [point for point in points if point[0]["residual"] <= base["residual"] + WORSE]
-            if not spared:
-                cells.append(f"none of {len(points)}" if points else "")
+            tried = points.get((method, regime), [])
+            best = chosen.get(method, {}).get(regime)
+            if best is None:
+                cells.append(f"none of {len(tried)}" if tried else "")
                 continue
-            means, run, steps = max(spared, key=lambda point: point[0]["identity"])
-            sft = f", SFT {run['sft']:g}" if run["sft"] else ""
+            point = next(point for point in tried if point.items() >= best.items())
+            sft = f", SFT {best['sft']:g}" if best["sft"] else ""
             cells.append(
-                f"{means['identity']:.3f} (background {means['background_error']:.3f}; beta {run['beta']:g}{sft}, "
-                f"{steps} steps; of {len(points)})"
+                f"{point['identity']:.3f} (residual {point['residual']:.3f}; beta {best['beta']:g}{sft}, "
+                f"{best['steps']} steps; of {len(tried)})"
             )
         if any(cells):
             lines.append(f"| {method} | {' | '.join(cells)} |")
@@ -169,7 +219,7 @@ def ablate_table(results: Sequence[dict]) -> str:
         against = ""
         if run["settings"] and run["regime"] in whole:
             difference = np.subtract(scenes["identity"], whole[run["regime"]])
-            against = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval([difference]))
+            against = in_brackets(interval([difference]), "+.3f")
         named = ", ".join(f"`{name}: {value}`" for name, value in run["settings"].items()) or "as it is"
         lines.append(f"| {run['regime']} | {named} | {measures} | {against} |")
     return "\n".join(lines)
@@ -243,6 +293,23 @@ def draw_main(results: Sequence[dict], path: Path):
     figure.savefig(path, dpi=110, facecolor="white")
 
 
+TABLES: dict[str, dict[str, Callable[[Sequence[dict]], str]]] = {
+    "tune": {
+        "all runs": tune_table,
+        **{
+            f"best points with a residual of at most {worse} over the base's": partial(best_table, worse=worse)
+            for worse in (WORSE / 2, WORSE, 2 * WORSE)
+        },
+    },
+    "main": {
+        "means and intervals": main_table,
+        "against dpo and the base": contrast_table,
+        "what else was measured": other_table,
+    },
+    "ablate": {"all runs": ablate_table},
+}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
     parser.add_argument("--choose", action="store_true", help="choose the operating points out of the stage `tune`")
@@ -250,17 +317,14 @@ def main():
     tuned = [*stored("tune").values()]
     if args.choose:
         (RESULTS / "operating_points.json").write_text(json.dumps(choose(tuned), indent=2) + "\n")
-    results = {"tune": tuned, **{stage: at_chosen_points(stage) for stage in ("main", "ablate")}}
-    for stage, found in results.items():
+    for stage, tables in TABLES.items():
+        found = tuned if stage == "tune" else at_chosen_points(stage)
         if found:
-            print(f"\n## {stage}\n")
-            print({"tune": tune_table, "main": main_table, "ablate": ablate_table}[stage](found))
-            if stage == "tune":
-                print(f"\n### best points\n\n{best_table(found)}")
-    if results["tune"]:
-        draw_frontier(results["tune"], IMAGES / "sprites_frontier.png")
-    if results["main"]:
-        draw_main(results["main"], IMAGES / "sprites_main.png")
+            print(f"\n## {stage}: {len(found)} of {len(planned(stage))} runs")
+            for title, table in tables.items():
+                print(f"\n### {title}\n\n{table(found)}")
+    draw_frontier(tuned, IMAGES / "sprites_frontier.png")
+    draw_main(at_chosen_points("main"), IMAGES / "sprites_main.png")
 
 
 if __name__ == "__main__":

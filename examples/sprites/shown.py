@@ -16,7 +16,8 @@ from transformers.utils import logging
 
 from trl_focus import FocusDPOTrainer
 
-from .compare import Run, config_of, load_base, pairs_of
+from .compare import Run, config_of, pairs_of
+from .pipeline import load_base
 
 
 N_PAIRS = 256

@@ -112,7 +112,7 @@ def place_of(slot: int, corner: int) -> tuple[int, int]:
 
 
 def generator(split: Split, *key: int) -> np.random.Generator:
-    """The random numbers of a split: no two splits, and no two keys, share any."""
+    """The random numbers of a split: no two splits, and no two keys of one length, share any."""
     return np.random.default_rng(np.random.SeedSequence([tuple(BUCKETS).index(split), *key]))
 
 

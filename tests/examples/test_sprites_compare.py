@@ -11,6 +11,7 @@ import torch
 from examples.sprites import compare, report
 from examples.sprites.compare import METHODS, Run
 from examples.sprites.data import REGIMES, quality
+from examples.sprites.intervals import interval
 from examples.sprites.pipeline import untrained_pipeline, untrained_vae
 from examples.sprites.world import draw_scene, generator, prompt_of
 from trl_focus import FocusDPOTrainer
@@ -29,7 +30,6 @@ def small(monkeypatch, tmp_path):
 
     monkeypatch.setattr(compare, "load_base", base)
     monkeypatch.setattr(compare, "CACHE", tmp_path / "pairs")
-    monkeypatch.setattr(compare, "N_PAIRS", 8)
     monkeypatch.setattr(compare, "BF16", False)
     monkeypatch.setattr(compare, "CURVE", (2, 4))
     monkeypatch.setattr(compare, "BATCH_SIZE", 4)
@@ -37,7 +37,9 @@ def small(monkeypatch, tmp_path):
         function.cache_clear()
     pairs_of = compare.pairs_of
     monkeypatch.setattr(
-        compare, "pairs_of", lambda regime, seed, relevant_only, *_: pairs_of(regime, seed, relevant_only, "train", 8)
+        compare,
+        "pairs_of",
+        lambda regime, seed, relevant_only, split="train", n_pairs=8: pairs_of(regime, seed, relevant_only, split, 8),
     )
     return base
 
@@ -52,9 +54,10 @@ def test_methods_see_the_same_pairs_noise_and_levels(small, monkeypatch):
         return noised
 
     monkeypatch.setattr(FocusDPOTrainer, "_noise", record)
-    for name in ("dpo", "focus", "oracle"):
+    for name in METHODS:
         compare.train(Run("nuisance-weak", name, 100.0, steps=4, seed=3))
-    assert seen["dpo"] == seen["focus"] == seen["oracle"] and len(seen["dpo"]) == 4
+    assert seen.keys() == METHODS.keys() and len(seen["dpo"]) == 4
+    assert all(steps == seen["dpo"] for steps in seen.values())
 
 
 def test_a_run_ends_in_one_line_and_is_not_run_again(small, monkeypatch, tmp_path, capsys):
@@ -66,14 +69,39 @@ def test_a_run_ends_in_one_line_and_is_not_run_again(small, monkeypatch, tmp_pat
     monkeypatch.setattr(compare, "execute", lambda run, split, n_scenes: execute(run, split, 2))
     monkeypatch.setattr("sys.argv", ["compare", "tune"])
     compare.main()
+    assert capsys.readouterr().out.count("\n") == 2
     base, focus = map(json.loads, (tmp_path / "results/tune.jsonl").read_text().splitlines())
     assert set(focus["curve"]) == {"2"} and len(focus["scenes"]["identity"]) == 2
     assert focus["errors"].keys() == {f"error/{i}/{p}" for i in ("chosen", "rejected") for p in ("inside", "outside")}
     assert any(abs(value) > 0 for value in focus["errors"].values())
     assert base["run"]["method"] == "base" and "errors" not in base
-    capsys.readouterr()
     compare.main()
     assert capsys.readouterr().out == ""
+    monkeypatch.setattr("sys.argv", ["compare", "tune", "--methods", "base", "--again"])
+    compare.main()  # draws the same scenes again
+    again = capsys.readouterr().out
+    assert again.count(": inside") == len(compare.PER_SCENE) and "OUTSIDE" not in again
+    assert len((tmp_path / "results/tune.jsonl").read_text().splitlines()) == 2
+    monkeypatch.setattr("sys.argv", ["compare", "tune", "--methods", "dop"])
+    with pytest.raises(SystemExit, match="No run of `tune` is of these. .*methods: base, sft, dpo"):
+        compare.main()
+
+
+def test_runs_that_land_elsewhere_are_told_so():
+    before = result("dpo", scenes=[0.0, 0.5, 1.0, 0.5] * 4)
+    lines = [*compare.against_stored({"means": dict.fromkeys(compare.PER_SCENE, 0.6)}, before)]
+    assert lines[0].startswith("  identity: stored 0.500 [0.3") and lines[0].endswith("now 0.600: inside")
+    lines = [*compare.against_stored({"means": dict.fromkeys(compare.PER_SCENE, 0.8)}, before)]
+    assert lines[0].endswith("now 0.800: OUTSIDE")
+
+
+def test_held_out_errors_are_of_validation_pairs(small, monkeypatch):
+    asked, pairs_of = [], compare.pairs_of
+    monkeypatch.setattr(
+        compare, "pairs_of", lambda *args, **settings: asked.append(args) or pairs_of(*args, **settings)
+    )
+    compare.execute(Run("minimal", "dpo", 100.0, steps=2), "validation", 1, curve=False)
+    assert asked[-1][3] == "validation" and all("validation" not in args for args in asked[:-1])
 
 
 def test_errors_do_not_change_before_training(small, tmp_path):
@@ -134,6 +162,7 @@ def test_chosen_points_are_the_best_that_do_not_wreck_the_picture():
     def point(beta, steps):
         return {"beta": beta, "sft": 0.0, "steps": steps}
 
+    runs.append(result("dpo", 80.0, 0.8, 0.051, first))  # no better than 100.0, and spoils a little more
     assert report.choose(runs) == {"dpo": {first: point(100.0, 80), other: point(1000.0, 80)}}
     runs[1]["curve"] = {"40": {**runs[1]["means"], "identity": 0.85, "residual": 0.05}}  # stopped before it wrecks
     assert report.choose(runs)["dpo"][first] == point(30.0, 40)
@@ -154,27 +183,53 @@ def test_best_points_spare_the_picture():
     assert rows[1].startswith("| mask | none of 1 |") and len(rows) == 2
 
 
-def test_interval_covers_seeds_and_scenes():
+@pytest.mark.parametrize("n_seeds", [1, 2, 5])
+def test_intervals_hold_the_mean_as_often_as_they_say(n_seeds):
+    """Over many experiments whose scenes, seeds and runs all vary; scenes matter alike in all runs of one."""
     rng = np.random.default_rng(0)
-    level = rng.normal(0, 0.2, 5)
-    runs = [value + rng.normal(0, 0.5, 400) for value in level]
-    mean, low, high = report.interval(runs)
-    assert mean == pytest.approx(np.mean(runs))
-    expected = 1.96 * np.sqrt(level.var() / 5 + 0.25 / 400)  # seeds resampled with their scenes, which all share
-    assert (high - low) / 2 == pytest.approx(expected, rel=0.25)
-    assert report.interval([np.full(9, 0.3)]) == pytest.approx((0.3, 0.3, 0.3))
+    held = 0
+    for _ in range(1000):
+        scenes, seeds = rng.normal(0, 0.5, 200), rng.normal(0, 0.05 if n_seeds > 1 else 0, (n_seeds, 1))
+        _, low, high = interval(0.7 + scenes + seeds + rng.normal(0, 0.3, (n_seeds, 200)))
+        held += low <= 0.7 <= high
+    assert 0.93 <= held / 1000 <= 0.995
+
+
+def test_interval_by_hand():
+    one = [0.0, 1.0, 1.0, 0.0]
+    assert interval([one]) == pytest.approx((0.5, 0.5 - 3.182 * 0.57735 / 2, 0.5 + 3.182 * 0.57735 / 2), abs=1e-3)
+    mean, low, _ = interval([[0.2] * 9, [0.4] * 9])  # scenes that are alike leave what the runs differ by
+    assert (mean, low) == pytest.approx((0.3, 0.3 - 12.706 * 0.1), abs=1e-3)
+
+
+def test_changes_are_in_proportion_to_the_base():
+    rng = np.random.default_rng(0)
+    base = rng.random(400)
+    assert report.change([1.2 * base], base) == pytest.approx((0.2, 0.2, 0.2))
+    run = np.clip(base + rng.normal(0.05, 0.2, 400), 0, None)
+    drawn = rng.integers(400, size=(4000, 400))
+    low, high = np.percentile(run[drawn].mean(1) / base[drawn].mean(1) - 1, [2.5, 97.5])
+    assert report.change([run], base) == pytest.approx((run.mean() / base.mean() - 1, low, high), abs=0.004)
 
 
 def test_tables_hold_what_was_run(tmp_path):
     runs = [
         result("base"),
         *(result(method, 30.0, seed=seed, identity=0.6) for method in ("dpo", "focus") for seed in (0, 1)),
+        result("mask", 30.0, seed=1, identity=0.7),
     ]
+    for run in runs[1:]:
+        run["train"] = {"gradient_factor": 0.4}
+        run["errors"] = {f"error/{i}/{p}": 0.1 for i in ("chosen", "rejected") for p in ("inside", "outside")}
+    for run in runs:
+        run["means"] |= dict.fromkeys(("position", "shape", "colour", "pattern"), 0.9)
     table = report.main_table(runs).splitlines()
-    assert len(table) == 2 + 3
-    assert "| on-policy | focus | 2 | 0.600 [0.600, 0.600]" in table[-1] and table[-1].endswith(
-        "| +0.000 [+0.000, +0.000] |"
-    )
+    assert len(table) == 2 + 4 and "| on-policy | focus | 2 | 0.600 [0.600, 0.600] |" in table[-1]
+    contrasts = report.contrast_table(runs).splitlines()[2:]
+    assert [line.split(" | ")[1:3] for line in contrasts] == [["dpo", "2"], ["mask", "1"], ["focus", "2"]]
+    assert "| +0.100 [+0.100, +0.100] |" in contrasts[1] and "| +40.0% [+40.0%, +40.0%] |" in contrasts[1]
+    others = report.other_table(runs).splitlines()
+    assert all(line.count("|") == others[0].count("|") for line in others) and " 0.400 | 1 |" in others[-1]
     for draw in (report.draw_frontier, report.draw_main):
         draw(runs, tmp_path / "figure.png")
         with PIL.Image.open(tmp_path / "figure.png") as figure:
@@ -186,7 +241,7 @@ def test_ablations_are_told_against_the_map_as_it_is():
     runs[1]["run"]["settings"] = {"leak_weight": 0.0}
     whole, without = report.ablate_table(runs).splitlines()[2:]
     assert "| as it is | 0.750 |" in whole and whole.endswith("|  |")
-    assert "`leak_weight: 0.0` | 0.500 |" in without and "| -0.250 [-0.5" in without
+    assert "`leak_weight: 0.0` | 0.500 |" in without and "| -0.250 [-0.709, +0.209] |" in without
 
 
 def test_runs_at_points_that_were_taken_back_are_left_out(monkeypatch, tmp_path):
