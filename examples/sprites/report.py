@@ -236,18 +236,21 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 def draw_frontier(results: Sequence[dict], path: Path):
     """Identity against what tuning does to the picture: all betas and steps of each method, a panel for each tuned regime."""
-    base = base_of(results)
+    base, tried = base_of(results), points_of(results)
     figure = Figure(figsize=(15, 4.2), layout="constrained")
     for ax, regime in zip(figure.subplots(1, len(TUNED_REGIMES), sharey=True), TUNED_REGIMES, strict=True):
         for method, colour in COLOURS.items():
-            runs = [r for r in results if (r["run"]["regime"], r["run"]["method"]) == (regime, method)]
-            points = [(means["residual"], means["identity"]) for run in runs for means in measured(run).values()]
+            points = [(means["residual"], means["identity"]) for means in tried.get((method, regime), [])]
             if points:
                 ax.scatter(*zip(*points, strict=True), s=9, color=colour, alpha=0.5, linewidths=0)
                 ax.step(*zip(*frontier(points), strict=True), where="post", color=colour, label=method, linewidth=1.4)
         ax.plot(base["residual"], base["identity"], "k*", markersize=10, label="base")
         ax.axvline(base["residual"] + WORSE, color="0.6", linewidth=1, linestyle=":")
-        ax.set(title=regime, xlabel="residual (how far pictures are spoilt)", xlim=(0.04, 0.1), ylim=(0.65, 0.95))
+        ax.set(title=regime, xlabel="residual (how far pictures are spoilt)", xticks=(0.04, 0.06, 0.08, 0.1))
+        ax.set(xlim=(0.04, 0.1), ylim=(0.65, 0.95))
+        spoilt = [means for (_, of), points in tried.items() if of == regime for means in points]
+        spoilt = [means for means in spoilt if means["residual"] > 0.1 or means["identity"] < 0.65]
+        ax.text(0.99, 0.01, f"{len(spoilt)} points are outside", ha="right", transform=ax.transAxes, fontsize=8)
         ax.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("identity")
     handles = {
