@@ -116,7 +116,7 @@ def contrast_table(results: Sequence[dict]) -> str:
     cells = by_cell(results)
     base = next(cell for (_, method), cell in cells.items() if method == "base")
     lines = [
-        f"| regime | method | seeds | {' | '.join(f'{name} - dpo' for name in PER_SCENE)} | identity / base | leakage / base |"
+        f"| regime | method | seeds | {' | '.join(f'{name} - dpo' for name in PER_SCENE)} | identity from the base | leakage from the base |"
     ]
     lines.append("| --- " * (5 + len(PER_SCENE)) + "|")
     for regime, method, cell in rows_of(cells):
