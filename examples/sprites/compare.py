@@ -67,10 +67,10 @@ PER_SCENE = ("identity", "leakage", "background_error", "residual")  # kept for 
 # The last serves those that are in it and have no points of their own
 TUNED_REGIMES = ("nuisance-strong", "confounded-chosen", "on-policy", "mixed")
 MAIN_REGIMES = (*TUNED_REGIMES, *(name for name in RENDERED if name not in TUNED_REGIMES))  # as they are run
-ABLATED = "focus-shown"
+ABLATED = "focus"
 ABLATIONS: tuple[dict, ...] = (
     {},
-    {"subject_gate": "none"},
+    {"subject_gate": "shown"},
     {"structure_weight": 0.0, "leak_weight": 0.0, "detail_weight": 0.0},
     {"structure_weight": 0.0},
     {"leak_weight": 0.0},

@@ -237,7 +237,7 @@ def test_tables_hold_what_was_run(tmp_path):
 
 
 def test_ablations_are_told_against_the_map_as_it_is():
-    runs = [result("focus-shown", 30.0, scenes=[0.5, 0.5, 1.0, 1.0]), result("focus-shown", 30.0, scenes=[0.5] * 4)]
+    runs = [result("focus", 30.0, scenes=[0.5, 0.5, 1.0, 1.0]), result("focus", 30.0, scenes=[0.5] * 4)]
     runs[1]["run"]["settings"] = {"leak_weight": 0.0}
     whole, without = report.ablate_table(runs).splitlines()[2:]
     assert "| as it is | 0.750 |" in whole and whole.endswith("|  |")
