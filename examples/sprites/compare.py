@@ -414,7 +414,7 @@ def main():
             print("out of time; start again to go on")
             break
         if args.stage == "main":
-            ends = ((3, False), (4, False), (2, True)) if run.seed == 0 else ()
+            ends = ((3, False), (4, False), (2, True)) if run.seed == 0 and not args.again else ()
             result = execute(run, "test", 512, ends, curve=False)
         elif args.stage == "tune":
             result = execute(run, "validation", 128)
