@@ -29,13 +29,14 @@ ifeq ($(strip $(CELLS)),)
 	$(BIN)/python -m examples.sprites.report --choose
 	$(BIN)/python -m examples.sprites.compare main
 	$(BIN)/python -m examples.sprites.compare ablate
-	$(BIN)/python -m examples.sprites.report
+	$(MAKE) sprites-report
 else
 	$(BIN)/python -m examples.sprites.compare main --again $(CELLS)
 endif
 
 sprites-report: install
 	$(BIN)/python -m examples.sprites.report
+	$(BIN)/python -m examples.sprites.figures
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2

@@ -1,30 +1,29 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 """
-What the stored runs of the comparison say: operating points, tables with intervals, figures.
+What the stored runs of the comparison say: operating points, and tables with intervals.
 
-    python -m examples.sprites.report            # prints the tables, draws docs/images/sprites_*.png
+    python -m examples.sprites.report            # prints the tables, and fills those of docs/sprites.md
     python -m examples.sprites.report --choose   # chooses the operating points out of the stage `tune`
 """
 
 import argparse
+import itertools
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from .compare import MAIN_REGIMES, METHODS, PER_SCENE, RESULTS, TUNED_REGIMES, planned, stored
 from .intervals import interval
 
 
-IMAGES = Path("docs/images")
+ACCOUNT = Path("docs/sprites.md")
+BASE = ("", "base")
 WORSE = 0.01  # by how much a chosen point may raise the residual over the base's: nothing wins by wrecking the picture
-COLOURS = dict(
-    zip(METHODS, ("#8a9199", "#22262b", "#1f6fb4", "#7b5ea7", "#d9a302", "#d95f02", "#b2182b", "#1b8a5a"), strict=True)
-)
 
 
 def choose(results: Sequence[dict], worse: float = WORSE) -> dict[str, dict[str, dict]]:
@@ -78,61 +77,76 @@ def measured(result: dict) -> dict[int, dict[str, float]]:
 
 
 def by_cell(results: Sequence[dict]) -> dict[tuple[str, str], dict[str, dict[int, np.ndarray]]]:
-    """Values of each scene by (regime, method), then by measure and seed."""
+    """Values of each scene by (regime, method), then by measure and seed. The base, which knows no regime, is at `BASE`."""
     cells: dict = defaultdict(lambda: defaultdict(dict))
     for result in results:
-        run = result["run"]
         for name in PER_SCENE:
-            cells[run["regime"], run["method"]][name][run["seed"]] = np.array(result["scenes"][name])
+            cells[cell_of(result)][name][result["run"]["seed"]] = np.array(result["scenes"][name])
     return cells
 
 
-def rows_of(cells: dict) -> Iterator[tuple[str, str, dict[str, dict[int, np.ndarray]]]]:
-    """Regime, method and cell, in the order of the tables."""
-    for regime in MAIN_REGIMES:
-        for method in ("base", *METHODS):
-            if cell := cells.get((regime, method)):
-                yield regime, method, cell
+def cell_of(result: dict) -> tuple[str, str]:
+    method = result["run"]["method"]
+    return BASE if method == "base" else (result["run"]["regime"], method)
+
+
+def in_order(cells: dict[tuple[str, str], dict]) -> Iterator[tuple[str, str, dict]]:
+    """Regime, method and cell, in the order of the tables: the base first."""
+    for regime, method in (BASE, *itertools.product(MAIN_REGIMES, METHODS)):
+        if cell := cells.get((regime, method)):
+            yield regime, method, cell
 
 
 def in_brackets(values: tuple[float, float, float], form: str) -> str:
     return "{:{form}} [{:{form}}, {:{form}}]".format(*values, form=form)
 
 
+def at(method: str, point: dict) -> str:
+    """An operating point in words."""
+    sft = f", SFT {point['sft']:g}" if point["sft"] else ""
+    beta = "" if method == "sft" else f"beta {point['beta']:g}{sft}, "
+    return f"{beta}{point['steps']} steps"
+
+
 def main_table(results: Sequence[dict]) -> str:
     """A row for each regime and method: every measure with its interval over seeds and scenes."""
     lines = [f"| regime | method | seeds | {' | '.join(PER_SCENE)} |", "| --- " * (3 + len(PER_SCENE)) + "|"]
-    for regime, method, cell in rows_of(by_cell(results)):
+    runs = {cell_of(result): result["run"] for result in results}
+    for regime, method, cell in in_order(by_cell(results)):
         measures = [in_brackets(interval([*cell[name].values()]), ".3f") for name in PER_SCENE]
-        lines.append(f"| {regime} | {method} | {len(cell['identity'])} | {' | '.join(measures)} |")
+        point = "" if method == "base" else f" ({at(method, runs[regime, method])})"
+        lines.append(f"| {regime} | {method}{point} | {len(cell['identity'])} | {' | '.join(measures)} |")
     return "\n".join(lines)
 
 
-def contrast_table(results: Sequence[dict]) -> str:
-    """
-    What each method differs by from `dpo` on the same seeds and scenes, and how identity and leakage changed in proportion to
-    the base's.
-    """
+def contrast_table(results: Sequence[dict], against: str = "dpo") -> str:
+    """What each method differs by from another on the same seeds and scenes."""
     cells = by_cell(results)
-    base = next(cell for (_, method), cell in cells.items() if method == "base")
-    lines = [
-        f"| regime | method | seeds | {' | '.join(f'{name} - dpo' for name in PER_SCENE)} | identity from the base | leakage from the base |"
-    ]
-    lines.append("| --- " * (5 + len(PER_SCENE)) + "|")
-    for regime, method, cell in rows_of(cells):
-        if method == "base":
-            continue
-        dpo = cells.get((regime, "dpo"), {})
-        shared = sorted(cell["identity"].keys() & dpo.get("identity", {}).keys()) if method != "dpo" else []
-        shown = [
-            in_brackets(interval([cell[name][seed] - dpo[name][seed] for seed in shared]), "+.3f") if shared else ""
-            for name in PER_SCENE
-        ]
-        for name in ("identity", "leakage"):
-            (of_base,) = base[name].values()
-            shown.append(in_brackets(change([*cell[name].values()], of_base), "+.1%"))
-        seeds = len(shared) or len(cell["identity"])
-        lines.append(f"| {regime} | {method} | {seeds} | {' | '.join(shown)} |")
+    lines = [f"| regime | method | seeds | {' | '.join(PER_SCENE)} |", "| --- " * (3 + len(PER_SCENE)) + "|"]
+    for regime, method, cell in in_order(cells):
+        other = cells.get((regime, against), {})
+        shared = sorted(cell["identity"].keys() & other.get("identity", {}).keys())
+        if shared and method != against:
+            shown = [
+                in_brackets(interval([cell[name][seed] - other[name][seed] for seed in shared]), "+.3f")
+                for name in PER_SCENE
+            ]
+            lines.append(f"| {regime} | {method} | {len(shared)} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def change_table(results: Sequence[dict]) -> str:
+    """By how much identity and leakage differ from the base's, in proportion."""
+    cells = by_cell(results)
+    base = cells[BASE]
+    lines = ["| regime | method | seeds | identity | leakage |", "| --- " * 5 + "|"]
+    for regime, method, cell in in_order(cells):
+        if method != "base":
+            shown = [
+                in_brackets(change([*cell[name].values()], *base[name].values()), "+.1%")
+                for name in ("identity", "leakage")
+            ]
+            lines.append(f"| {regime} | {method} | {len(cell['identity'])} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
@@ -142,25 +156,25 @@ def change(runs: Sequence[np.ndarray], base: np.ndarray) -> tuple[float, float, 
     return tuple(ratio - 1 + value for value in interval([(run - ratio * base) / base.mean() for run in runs]))
 
 
-def other_table(results: Sequence[dict]) -> str:
-    """What else was measured, as means over the seeds; scenes of three, of four and of two unseen subjects on the first."""
-    attributes = ("position", "shape", "colour", "pattern")
-    errors = [f"error/{image}/{place}" for image in ("chosen", "rejected") for place in ("inside", "outside")]
-    kinds = ("3", "4", "2-unseen")
-    names = (*attributes, *(f"identity of {kind}" for kind in kinds), *errors, "gradient factor", "seconds")
-    lines = [f"| regime | method | {' | '.join(names)} |", "| --- " * (2 + len(names)) + "|"]
+def means_table(results: Sequence[dict], columns: dict[str, Sequence[str]]) -> str:
+    """
+    A row for each regime and method: means over those runs in which it was measured.
+
+    Args:
+        columns (`dict[str, Sequence[str]]`):
+            Where a column's value is in a result: its key, and the key in what is there.
+    """
+    lines = [f"| regime | method | {' | '.join(columns)} |", "| --- " * (2 + len(columns)) + "|"]
     groups = defaultdict(list)
     for result in results:
-        groups[result["run"]["regime"], result["run"]["method"]].append(result)
-    for regime, method, _ in rows_of(by_cell(results)):
-        runs = groups[regime, method]
-        values = [[run["means"][name] for run in runs] for name in attributes]
-        values += [[run[f"means-{kind}"]["identity"] for run in runs if f"means-{kind}" in run] for kind in kinds]
-        values += [[run["errors"][name] for run in runs if "errors" in run] for name in errors]
-        values += [[run["train"]["gradient_factor"] for run in runs if "train" in run], [r["seconds"] for r in runs]]
-        forms = [".3f"] * (len(names) - 1) + [".0f"]
-        shown = [f"{np.mean(value):{form}}" if value else "" for value, form in zip(values, forms, strict=True)]
-        lines.append(f"| {regime} | {method} | {' | '.join(shown)} |")
+        groups[cell_of(result)].append(result)
+    for regime, method, runs in in_order(groups):
+        shown = []
+        for part, name in columns.values():
+            values = [run[part][name] for run in runs if part in run]
+            shown.append(f"{np.mean(values):.3f}" if values else "")
+        if any(shown):
+            lines.append(f"| {regime} | {method} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
@@ -198,10 +212,8 @@ def best_table(results: Sequence[dict], worse: float = WORSE) -> str:
                 cells.append(f"none of {len(tried)}" if tried else "")
                 continue
             point = next(point for point in tried if point.items() >= best.items())
-            sft = f", SFT {best['sft']:g}" if best["sft"] else ""
             cells.append(
-                f"{point['identity']:.3f} (residual {point['residual']:.3f}; beta {best['beta']:g}{sft}, "
-                f"{best['steps']} steps; of {len(tried)})"
+                f"{point['identity']:.3f} (residual {point['residual']:.3f}; {at(method, best)}; of {len(tried)})"
             )
         if any(cells):
             lines.append(f"| {method} | {' | '.join(cells)} |")
@@ -225,77 +237,20 @@ def ablate_table(results: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
-def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of (drift, identity), those that no other beats in both, by drift."""
-    best: list[tuple[float, float]] = []
-    for drift, identity in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not best or identity > best[-1][1]:
-            best.append((drift, identity))
-    return best
-
-
-def draw_frontier(results: Sequence[dict], path: Path):
-    """Identity against what tuning does to the picture: all betas and steps of each method, a panel for each tuned regime."""
-    base, tried = base_of(results), points_of(results)
-    figure = Figure(figsize=(15, 4.2), layout="constrained")
-    for ax, regime in zip(figure.subplots(1, len(TUNED_REGIMES), sharey=True), TUNED_REGIMES, strict=True):
-        for method, colour in COLOURS.items():
-            points = [(means["residual"], means["identity"]) for means in tried.get((method, regime), [])]
-            if points:
-                ax.scatter(*zip(*points, strict=True), s=9, color=colour, alpha=0.5, linewidths=0)
-                ax.step(*zip(*frontier(points), strict=True), where="post", color=colour, label=method, linewidth=1.4)
-        ax.plot(base["residual"], base["identity"], "k*", markersize=10, label="base")
-        ax.axvline(base["residual"] + WORSE, color="0.6", linewidth=1, linestyle=":")
-        ax.set(title=regime, xlabel="residual (how far pictures are spoilt)", xticks=(0.04, 0.06, 0.08, 0.1))
-        ax.set(xlim=(0.04, 0.1), ylim=(0.65, 0.95))
-        spoilt = [means for (_, of), points in tried.items() if of == regime for means in points]
-        spoilt = [means for means in spoilt if means["residual"] > 0.1 or means["identity"] < 0.65]
-        ax.text(0.99, 0.01, f"{len(spoilt)} points are outside", ha="right", transform=ax.transAxes, fontsize=8)
-        ax.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("identity")
-    handles = {
-        label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, facecolor="white")
-
-
-def draw_main(results: Sequence[dict], path: Path):
-    """Identity and leakage on test scenes with their intervals: a column for each regime, a colour for each method."""
-    cells = by_cell(results)
-    regimes = [regime for regime in MAIN_REGIMES if (regime, "dpo") in cells]
-    base = next(cell for (_, method), cell in cells.items() if method == "base")
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
-    for ax, name in zip(figure.subplots(1, 2), ("identity", "leakage"), strict=True):
-        mean, low, high = interval([*base[name].values()])
-        ax.axhspan(low, high, color="0.92", zorder=0)
-        ax.axhline(mean, color="0.6", linewidth=1, zorder=0, label="base")
-        for column, regime in enumerate(regimes):
-            methods = [method for method in COLOURS if (regime, method) in cells]
-            for place, method in enumerate(methods):
-                runs = [*cells[regime, method][name].values()]
-                mean, low, high = interval(runs)
-                x = column + 0.13 * (place - (len(methods) - 1) / 2)
-                few = {"markerfacecolor": "white"} if len(runs) == 1 else {}  # an interval over scenes alone
-                ax.errorbar(
-                    x, mean, [[mean - low], [high - mean]], fmt="o", color=COLOURS[method], label=method, ms=5, **few
-                )
-        ax.set(title=name, xticks=range(len(regimes)), xticklabels=regimes)
-        ax.tick_params("x", rotation=15)
-        ax.spines[["top", "right"]].set_visible(False)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    first = dict(zip(reversed(labels), reversed(handles), strict=True))
-    figure.legend(
-        [first[label] for label in dict.fromkeys(labels)],
-        dict.fromkeys(labels),
-        loc="outside right center",
-        frameon=False,
-        fontsize=8,
-    )
-    figure.savefig(path, dpi=110, facecolor="white")
-
-
+ATTRIBUTES = {name: ("means", name) for name in ("position", "shape", "colour", "pattern")}
+ENDS = {
+    "three": ("means-3", "identity"),
+    "four": ("means-4", "identity"),
+    "two unseen": ("means-2-unseen", "identity"),
+}
+TRAINING = {
+    **{
+        f"{image}, {place}": ("errors", f"error/{image}/{place}")
+        for image in ("chosen", "rejected")
+        for place in ("inside", "outside")
+    },
+    "gradient factor": ("train", "gradient_factor"),
+}
 TABLES: dict[str, dict[str, Callable[[Sequence[dict]], str]]] = {
     "tune": {
         "all runs": tune_table,
@@ -306,28 +261,45 @@ TABLES: dict[str, dict[str, Callable[[Sequence[dict]], str]]] = {
     },
     "main": {
         "means and intervals": main_table,
-        "against dpo and the base": contrast_table,
-        "what else was measured": other_table,
+        "difference from dpo": contrast_table,
+        "difference from mask": partial(contrast_table, against="mask"),
+        "change from the base": change_table,
+        "attributes": partial(means_table, columns=ATTRIBUTES),
+        "identity of three, of four and of two unseen subjects, first seed": partial(means_table, columns=ENDS),
+        "change of the error on held-out pairs, by image and place, and the last gradient factor": partial(
+            means_table, columns=TRAINING
+        ),
     },
     "ablate": {"all runs": ablate_table},
 }
 
 
+def runs_of(stage: str) -> list[dict]:
+    """What is stored of a stage; of later stages than `tune` what is at the chosen points."""
+    return [*stored("tune").values()] if stage == "tune" else at_chosen_points(stage)
+
+
+def filled(page: str) -> str:
+    """A page with the table between each `<!-- STAGE: TITLE -->` and `<!-- end -->` made anew."""
+
+    def table(match: re.Match) -> str:
+        _, stage, title = match.groups()
+        return f"{match[1]}\n\n{TABLES[stage][title](runs_of(stage))}\n\n<!-- end -->"
+
+    return re.sub(r"(<!-- (\w+): (.+?) -->).*?<!-- end -->", table, page, flags=re.DOTALL)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
     parser.add_argument("--choose", action="store_true", help="choose the operating points out of the stage `tune`")
-    args = parser.parse_args()
-    tuned = [*stored("tune").values()]
-    if args.choose:
-        (RESULTS / "operating_points.json").write_text(json.dumps(choose(tuned), indent=2) + "\n")
+    if parser.parse_args().choose:
+        (RESULTS / "operating_points.json").write_text(json.dumps(choose(runs_of("tune")), indent=2) + "\n")
     for stage, tables in TABLES.items():
-        found = tuned if stage == "tune" else at_chosen_points(stage)
-        if found:
+        if found := runs_of(stage):
             print(f"\n## {stage}: {len(found)} of {len(planned(stage))} runs")
             for title, table in tables.items():
                 print(f"\n### {title}\n\n{table(found)}")
-    draw_frontier(tuned, IMAGES / "sprites_frontier.png")
-    draw_main(at_chosen_points("main"), IMAGES / "sprites_main.png")
+    ACCOUNT.write_text(filled(ACCOUNT.read_text()))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 import torch
 
-from examples.sprites import compare, report
+from examples.sprites import compare, figures, report
 from examples.sprites.compare import METHODS, Run
 from examples.sprites.data import REGIMES, quality
 from examples.sprites.intervals import interval
@@ -170,7 +170,7 @@ def test_chosen_points_are_the_best_that_do_not_wreck_the_picture():
 
 def test_frontier_keeps_what_no_other_point_beats():
     points = [(0.05, 0.8), (0.04, 0.7), (0.05, 0.9), (0.06, 0.85), (0.07, 0.95)]
-    assert report.frontier(points) == [(0.04, 0.7), (0.05, 0.9), (0.07, 0.95)]
+    assert figures.frontier(points) == [(0.04, 0.7), (0.05, 0.9), (0.07, 0.95)]
 
 
 def test_best_points_spare_the_picture():
@@ -223,14 +223,21 @@ def test_tables_hold_what_was_run(tmp_path):
         run["errors"] = {f"error/{i}/{p}": 0.1 for i in ("chosen", "rejected") for p in ("inside", "outside")}
     for run in runs:
         run["means"] |= dict.fromkeys(("position", "shape", "colour", "pattern"), 0.9)
-    table = report.main_table(runs).splitlines()
-    assert len(table) == 2 + 4 and "| on-policy | focus | 2 | 0.600 [0.600, 0.600] |" in table[-1]
+    table = report.main_table(runs).splitlines()[2:]
+    assert table[0].startswith("|  | base | 1 | ") and len(table) == 4
+    assert "| on-policy | focus (beta 30, 80 steps) | 2 | 0.600 [0.600, 0.600] |" in table[-1]
     contrasts = report.contrast_table(runs).splitlines()[2:]
-    assert [line.split(" | ")[1:3] for line in contrasts] == [["dpo", "2"], ["mask", "1"], ["focus", "2"]]
-    assert "| +0.100 [+0.100, +0.100] |" in contrasts[1] and "| +40.0% [+40.0%, +40.0%] |" in contrasts[1]
-    others = report.other_table(runs).splitlines()
-    assert all(line.count("|") == others[0].count("|") for line in others) and " 0.400 | 1 |" in others[-1]
-    for draw in (report.draw_frontier, report.draw_main):
+    assert [line.split(" | ")[1:3] for line in contrasts] == [["mask", "1"], ["focus", "2"]]
+    assert "| +0.100 [+0.100, +0.100] |" in contrasts[0]
+    assert [line.split(" | ")[1] for line in report.contrast_table(runs, "mask").splitlines()[2:]] == ["dpo", "focus"]
+    changes = report.change_table(runs).splitlines()[2:]
+    assert len(changes) == 3 and "| mask | 1 | +40.0% [+40.0%, +40.0%] |" in changes[1]
+    runs[1]["means-3"] = {"identity": 0.4}  # of the first seed alone
+    ends = report.means_table(runs, report.ENDS).splitlines()[2:]
+    assert ends == ["| on-policy | dpo | 0.400 |  |  |"]
+    training = report.means_table(runs, report.TRAINING).splitlines()[2:]
+    assert training[0] == "| on-policy | dpo | 0.100 | 0.100 | 0.100 | 0.100 | 0.400 |" and len(training) == 3
+    for draw in (figures.draw_frontier, figures.draw_main):
         draw(runs, tmp_path / "figure.png")
         with PIL.Image.open(tmp_path / "figure.png") as figure:
             assert len(figure.convert("RGB").getcolors(2**24)) > 50  # more than axes
@@ -284,3 +291,13 @@ def test_on_policy_pairs_are_samples_of_the_base_that_differ():
         ][:1]
         chosen, rejected = (quality(np.asarray(row[name]), asked) for name in ("chosen", "rejected"))
         assert chosen >= rejected + 0.2
+
+
+def test_the_account_has_the_tables_of_the_stored_runs():
+    page = report.ACCOUNT.read_text()
+    assert page.count("<!-- end -->") >= 6
+    assert report.filled(page) == page, "run `make sprites-report`"
+    before = "said\n\n<!-- ablate: all runs -->\n\n| old |\n\n<!-- end -->\n\nand said"
+    after = report.filled(before)
+    assert "| old |" not in after and "| mixed | as it is | " in after
+    assert after.startswith("said\n\n<!-- ") and after.endswith(" -->\n\nand said") and report.filled(after) == after
