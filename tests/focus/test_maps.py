@@ -85,8 +85,14 @@ class TestPatch:
         weights = patch(FULL, MASK_WEIGHTS)["weights"]
         matched = graded(SIMILARITY, SUBJECTS, MASKS).matched_BHW
         union = torch.tensor(UNION)
-        torch.testing.assert_close(weights[0], 0.1 + 0.9 * union[0] * matched[0])
-        torch.testing.assert_close(weights[1], 0.1 + 0.9 * union[1] * (1 - matched[1]))
+        means = [(union[0] * matched[0]).sum() / union[0].sum(), (union[1] * (1 - matched[1])).sum() / union[1].sum()]
+        for i, quality in enumerate((matched[0], 1 - matched[1])):
+            torch.testing.assert_close(weights[i], 0.1 + 0.9 * union[i] * quality * min(means) / means[i])
+
+    def test_subjects_of_both_images_weigh_alike(self):
+        inside = patch(FULL, MASK_WEIGHTS)["weights"] - 0.1
+        chosen, rejected = inside.sum(dim=(1, 2)) / torch.tensor(UNION).sum(dim=(1, 2))
+        assert chosen > 0 and chosen == pytest.approx(rejected)
 
     def test_without_references_it_is_mask(self):
         torch.testing.assert_close(patch(context(), MASK_WEIGHTS)["weights"], mask(context(), MASK_WEIGHTS)["weights"])

@@ -174,15 +174,23 @@ def mask(context: FocusContext, settings: FocusSettings) -> dict[str, torch.Tens
 def patch(context: FocusContext, settings: FocusSettings) -> dict[str, torch.Tensor]:
     """
     In the spirit of [PatchDPO](https://huggingface.co/papers/2412.03177), which rewards patches of high quality and penalizes
-    those of low: with `M'` the quality of a cell, `W = b + lambda_p M_prior M'` on chosen images and `b + lambda_p M_prior (1
-    - M')` on rejected ones. PatchDPO itself has no reference model and takes quality from a vision model of its own.
+    those of low: `W = b + lambda_p c M_prior q`, with `q = M'` on chosen images and `q = 1 - M'` on rejected ones. PatchDPO
+    itself has no reference model and takes quality from a vision model of its own.
+
+    `c <= 1` scales the image of a pair whose subjects have the higher mean of `q` down to the other's. Without it rejected
+    images weigh several times as much as chosen ones, since most cells do not match, and the loss falls soonest by drawing
+    the subjects worse in both.
     """
     context = with_prior(context, settings)
     parts = focus_parts(prior(context), correspondence(context, settings))
     counted_BHW = parts["prior"]  # without references nothing tells good cells from bad
     if "matched" in parts:
         chosen = len(counted_BHW) // 2
-        counted_BHW = torch.cat([parts["matched"][:chosen], (counted_BHW - parts["matched"])[chosen:]])
+        quality_BHW = torch.cat([parts["matched"][:chosen], (counted_BHW - parts["matched"])[chosen:]])
+        tiny = torch.finfo(torch.float32).tiny
+        mean_2P = (quality_BHW.sum(dim=(1, 2)) / counted_BHW.sum(dim=(1, 2)).clamp(min=tiny)).view(2, chosen)
+        scale_2P = mean_2P.amin(dim=0) / mean_2P.clamp(min=tiny)
+        counted_BHW = quality_BHW * scale_2P.view(-1, 1, 1)
     return {**parts, "weights": settings.weights.background + settings.weights.prior * counted_BHW}
 
 
