@@ -64,8 +64,8 @@ METHODS: dict[str, dict] = {
 MAIN_METHODS = ("dpo", "focus", "mask", "oracle", "focus-shown")
 AS_RUN = (MAIN_METHODS, tuple(method for method in METHODS if method not in MAIN_METHODS))  # in this order
 PER_SCENE = ("identity", "leakage", "background_error", "residual")  # kept for each scene, for intervals
-# The last serves those that are in it and have no points of their own
-TUNED_REGIMES = ("nuisance-strong", "confounded-chosen", "on-policy", "mixed")
+# The last serves the rest, which are in it
+TUNED_REGIMES = ("nuisance-strong", "nuisance-weak", "confounded-chosen", "on-policy", "mixed")
 MAIN_REGIMES = (*TUNED_REGIMES, *(name for name in RENDERED if name not in TUNED_REGIMES))  # as they are run
 ABLATED = "focus"
 ABLATIONS: tuple[dict, ...] = (
