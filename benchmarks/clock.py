@@ -47,7 +47,12 @@ class Clock:
         self.batches = iter(())
         self.seconds: dict[str, float] = defaultdict(float)
         self.running = []
-        parts = {"_encode": "encoding", "_reference_error": "reference", "_error": "forward", "cell_weights": "maps"}
+        parts = {
+            "_encode": "encoding",
+            "_reference_prediction": "reference",
+            "_predict": "forward",
+            "cell_weights": "maps",
+        }
         for method, name in parts.items():
             setattr(trainer, method, self.timed(name, getattr(trainer, method)))
         if tap := getattr(trainer, "_tap", None):

@@ -50,7 +50,7 @@ def trace_step(trainer: DiffusionDPOTrainer, batch: dict) -> Trace:
     policy = trainer.accelerator.unwrap_model(trainer.model)
     checkpointing = trainer.args.gradient_checkpointing
     with FakeTensorMode(allow_non_fake_inputs=True) if checkpointing else nullcontext():
-        seen = trace(policy, {}, call=lambda: trainer._error(policy, *inputs))
+        seen = trace(policy, {}, call=lambda: trainer._predict(policy, *inputs))
     if checkpointing:
         policy.activation_checkpointing_enable()
     return seen

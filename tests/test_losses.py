@@ -62,7 +62,16 @@ def assert_close(actual, expected):
 
 
 def test_every_loss_is_tested():
-    assert LOSSES.keys() == EXPECTED.keys()
+    assert LOSSES.keys() == EXPECTED.keys() | {"anchor"}
+
+
+@pytest.mark.parametrize("beta", [1.0, 2000.0])
+def test_anchor_is_a_quarter_of_beta_for_each_unit_of_drift(beta):
+    drift_B = torch.rand(64, dtype=torch.float64, requires_grad=True)
+    terms = random_terms(beta)[0]._replace(drift_B=drift_B)
+    loss_B = LOSSES["anchor"](terms)
+    assert_close(loss_B, beta / 4 * drift_B.detach().numpy())
+    assert_close(torch.autograd.grad(loss_B.sum(), drift_B)[0], np.full(64, beta / 4))
 
 
 @pytest.mark.parametrize("beta", [1.0, 2000.0])

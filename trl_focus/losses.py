@@ -50,12 +50,15 @@ class PreferenceTerms(NamedTuple):
             Strength of the tie to the reference, above 0.
         label_smoothing (`float`):
             Probability that a label is flipped, in [0, 0.5). Read by `robust` alone.
+        drift_B (`torch.Tensor` of shape `(B,)`, *optional*):
+            Mean square by which the policy's predictions for both images differ from the reference's. Read by `anchor` alone.
     """
 
     gap_B: torch.Tensor
     chosen_error_B: torch.Tensor
     beta: float | torch.Tensor
     label_smoothing: float = 0.0
+    drift_B: torch.Tensor | None = None
 
     @property
     def inside_B(self) -> torch.Tensor:
@@ -96,8 +99,17 @@ def sft(terms: PreferenceTerms) -> torch.Tensor:
     return terms.beta / 4 * terms.chosen_error_B
 
 
+def anchor(terms: PreferenceTerms) -> torch.Tensor:
+    """
+    Ties the policy's predictions to the reference's where a pair is not about them: `beta/4` times the mean square of what
+    they differ by, the unit of `sft`. Unlike a weight of the preference it holds what it is on in place, whatever the images
+    show there.
+    """
+    return terms.beta / 4 * terms.drift_B
+
+
 LOSSES: dict[str, Callable[[PreferenceTerms], torch.Tensor]] = {
-    loss.__name__: loss for loss in (sigmoid, robust, hinge, ipo, sft)
+    loss.__name__: loss for loss in (sigmoid, robust, hinge, ipo, sft, anchor)
 }
 
 

@@ -28,6 +28,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
 from trl_focus import FocusDPOConfig, FocusDPOTrainer
+from trl_focus.noise import denoising_error
 
 from .data import RENDERED, best_and_worst, dataset_of, make_pairs
 from .intervals import interval
@@ -221,7 +222,8 @@ def error_changes(trainer: FocusDPOTrainer, pairs: datasets.Dataset) -> dict[str
     for batch in trainer.get_eval_dataloader(pairs):
         x_BCHW, prompt, references = trainer._encode(batch)
         noised = trainer._noise(x_BCHW, batch["seed"])
-        change_BHW = trainer._error(trainer.model, noised, prompt, references) - trainer.reference_error(batch)
+        prediction_BCHW = trainer._predict(trainer.model, noised, prompt, references)
+        change_BHW = denoising_error(prediction_BCHW, noised.target_BCHW) - trainer.reference_error(batch)
         for name, part_BHW in zip(("chosen", "rejected"), change_BHW.chunk(2), strict=True):
             inside_BHW = batch[f"{name}_masks"].amax(dim=1)
             for place, weight_BHW in (("inside", inside_BHW), ("outside", 1 - inside_BHW)):

@@ -144,6 +144,10 @@ FOCUS_REFUSALS = {
         "`focus_normalization` is 'sum'; it must be one of 'none', 'mean'",
     ),
     "gate": ({"detail_gate": "sigma"}, "`detail_gate` is 'sigma'; it must be one of 'level', 'alignment'"),
+    "anchor without predictions": (
+        {"loss_type": ["sigmoid", "anchor"], "precompute_ref_errors": 2},
+        "`precompute_ref_errors` keeps the reference's errors alone",
+    ),
     "no pair in a batch": (
         {"per_device_train_batch_size": 0},
         "`per_device_train_batch_size` is 0; it must be at least 1",
@@ -177,6 +181,10 @@ FOCUS_REFUSALS = {
         "'patch'` is made of a matching with references",
     ),
     "gate without matching": ({"detail_gate": "alignment", **NO_MATCHING}, "'alignment'` asks .*: choose 'level'"),
+    "anchor without an outside": (
+        {"loss_type": ["sigmoid", "anchor"], "focus_prior": "everywhere"},
+        "with `focus_prior='everywhere'` nothing is",
+    ),
     "balance without masks": (
         {"focus_normalization": "subject", "focus_prior": "everywhere"},
         "balances the subjects by their masks, and `focus_prior` is 'everywhere'",

@@ -292,20 +292,20 @@ def test_precomputed_reference_errors_are_those_of_a_step(tmp_path, monkeypatch,
             assert batch["seed"] == [
                 once._collator(once.train_dataset, True).draws(RowKey(row, epoch % 2)).seed for row in batch["row"]
             ]
-    monkeypatch.setattr(once, "_reference_error", None)
+    monkeypatch.setattr(once, "_reference_prediction", None)
     assert losses_of(once) == pytest.approx(losses, rel=1e-3)
     assert once.evaluate()["eval_loss"] == pytest.approx(evaluated, rel=1e-3)
     again = make_trainer(trainer_class, tmp_path / "again", precompute_ref_errors=2, **settings)
-    monkeypatch.setattr(again, "_reference_error", None)
+    monkeypatch.setattr(again, "_reference_prediction", None)
     again.get_train_dataloader()  # found
     other = make_trainer(trainer_class, tmp_path / "other", precompute_ref_errors=2, **{**settings, "logit_mean": 1.0})
-    monkeypatch.setattr(other, "_reference_error", None)
+    monkeypatch.setattr(other, "_reference_prediction", None)
     with pytest.raises(TypeError):
         other.get_train_dataloader()  # not found
     pipeline = PIPELINES["flux2_klein"]()
     pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, shift=5.0)
     shifted = make_trainer(trainer_class, tmp_path / "shifted", pipeline=pipeline, precompute_ref_errors=2, **settings)
-    monkeypatch.setattr(shifted, "_reference_error", None)
+    monkeypatch.setattr(shifted, "_reference_prediction", None)
     with pytest.raises(TypeError):
         shifted.get_train_dataloader()
 

@@ -47,10 +47,10 @@ def plain_sigma(config, u, tokens):
     return shift * u / (1 + (shift - 1) * u)
 
 
-def plain_errors(trainer, batch, adapter_on):
-    """Squared error of each latent cell of each image, one image at a time, as (pair, side) -> tensor (H, W)."""
+def plain_predictions(trainer, batch, adapter_on):
+    """Prediction and target of each image, one at a time, as (pair, side) -> two tensors (1, C, H, W)."""
     pipeline, family = trainer.pipeline, trainer.family
-    errors = {}
+    predictions = {}
     for i, seed in enumerate(batch["seed"]):
         for side in ("chosen", "rejected"):
             pixels = batch[side][i : i + 1].float() / 127.5 - 1
@@ -76,8 +76,28 @@ def plain_errors(trainer, batch, adapter_on):
             else:
                 with torch.no_grad(), model.disable_adapter():
                     prediction = family.predict(model, noisy, time, prompt, references)
-            errors[i, side] = ((prediction - target) ** 2).mean(dim=1)[0]
-    return errors
+            predictions[i, side] = prediction, target
+    return predictions
+
+
+def squared(a, b):
+    return ((a - b) ** 2).mean(dim=1)[0]
+
+
+def plain_errors(trainer, batch, adapter_on):
+    """Squared error of each latent cell of each image, as (pair, side) -> tensor (H, W)."""
+    return {key: squared(*pair) for key, pair in plain_predictions(trainer, batch, adapter_on).items()}
+
+
+def plain_subjects(trainer, batch):
+    """Share of each cell that a subject has, as (pair, side) -> tensor (H, W)."""
+    cell, shares = trainer.family.cell_size, {}
+    for i, row in enumerate(batch["row"]):
+        for side in ("chosen", "rejected"):
+            masks = np.stack([np.asarray(m, float) / 255 for m in trainer.train_dataset.dataset[row][f"{side}_masks"]])
+            cells = masks.reshape(len(masks), 64 // cell, cell, 64 // cell, cell).mean(axis=(2, 4))
+            shares[i, side] = torch.tensor(cells.max(axis=0))
+    return shares
 
 
 def shaken_trainer(tmp_path, family, trainer_class=DiffusionDPOTrainer, **kwargs):
@@ -134,6 +154,11 @@ def check_against_plain(trainer, names, weights=None, loss_weights=None, bound=N
         for into, g in zip(gradient, torch.autograd.grad(objective / pairs, parameters), strict=True):
             into += g
 
+    check_step(trainer, batch, total, gradient)
+
+
+def check_step(trainer, batch, total, gradient):
+    parameters = [p for p in trainer.model.parameters() if p.requires_grad]
     trainer.model.train()
     loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
@@ -173,16 +198,36 @@ def test_masks_weight_the_error(tmp_path, family):
     trainer = shaken_trainer(
         tmp_path, family, FocusDPOTrainer, focus_map="mask", background_weight=0.2, prior_weight=0.5
     )
-    batch = first_batch(trainer)
-    cell = trainer.family.cell_size
-    weights = {}
-    for i, row in enumerate(batch["row"]):
-        for side in ("chosen", "rejected"):
-            masks = np.stack([np.asarray(m, float) / 255 for m in trainer.train_dataset.dataset[row][f"{side}_masks"]])
-            cells = masks.reshape(len(masks), 64 // cell, cell, 64 // cell, cell).mean(axis=(2, 4))
-            weights[i, side] = torch.tensor(0.2 + 0.5 * cells.max(axis=0))
+    subjects = plain_subjects(trainer, first_batch(trainer))
+    weights = {key: 0.2 + 0.5 * cells for key, cells in subjects.items()}
     assert len({float(value) for map_ in weights.values() for value in map_.flatten()}) > 1
     check_against_plain(trainer, ["sigmoid"], weights)
+
+
+@pytest.mark.parametrize("family", ["flux2_klein", "sdxl"])
+@pytest.mark.parametrize("trainer_class", [DiffusionDPOTrainer, FocusDPOTrainer])
+@pytest.mark.parametrize("one_forward", [True, False])
+def test_anchor_ties_predictions_to_the_reference_outside_of_subjects(tmp_path, family, trainer_class, one_forward):
+    trainer = shaken_trainer(tmp_path, family, trainer_class, loss_type=["anchor"], one_forward=one_forward)
+    batch = first_batch(trainer)
+    policy, reference = (plain_predictions(trainer, batch, on) for on in (True, False))
+    outside = dict.fromkeys(policy, 1.0)
+    if trainer_class is FocusDPOTrainer:
+        outside = {key: 1 - cells for key, cells in plain_subjects(trainer, batch).items()}
+        assert 0 < np.mean([cells.mean() for cells in outside.values()]) < 1
+    drift = sum((outside[key] * squared(policy[key][0], reference[key][0])).mean() for key in policy) / len(policy)
+    parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+    check_step(trainer, batch, BETA / 4 * drift.item(), torch.autograd.grad(BETA / 4 * drift, parameters))
+
+
+def test_anchor_is_added_as_it_is_weighted_and_logged(tmp_path):
+    losses = []
+    for weights in ([1.0, 0.0], [0.0, 1.0], [0.5, 0.25]):
+        trainer = shaken_trainer(tmp_path, "sd15", loss_type=["sigmoid", "anchor"], loss_weights=weights)
+        losses.append(trainer.compute_loss(trainer.model, first_batch(trainer)).item())
+    assert losses[2] == pytest.approx(0.5 * losses[0] + 0.25 * losses[1], rel=1e-5)
+    metrics = trainer._means.pop(trainer.accelerator)
+    assert metrics["drift"] == pytest.approx(losses[1] * 4 / BETA, rel=1e-5)
 
 
 def test_map_leaves_the_sft_term_alone_unless_asked(tmp_path):

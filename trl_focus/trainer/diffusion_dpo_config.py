@@ -126,10 +126,11 @@ class DiffusionDPOConfig(_BaseConfig):
             errors: the convention of Diffusion-DPO's own code (`beta_dpo`) and of diffusers' SDXL script. `docs/beta.md`
             converts from others.
         loss_type (`list[str]`, *optional*, defaults to `["sigmoid"]`):
-            Losses to add up, out of `"sigmoid"`, `"robust"`, `"hinge"`, `"ipo"`, `"sft"`.
+            Losses to add up, out of `"sigmoid"`, `"robust"`, `"hinge"`, `"ipo"`, `"sft"` and `"anchor"`, which ties what the
+            policy predicts to what the reference does (in FocusDPO outside of the subjects), so that it does not drift.
         loss_weights (`list[float]`, *optional*):
-            One weight per loss. Defaults to 1 for each. `"sft"` is in units of the sigmoid loss's slope at the start
-            (`beta / 4` per unit of error), so that a weight of 1 counts.
+            One weight per loss. Defaults to 1 for each. `"sft"` and `"anchor"` are in units of the sigmoid loss's slope at
+            the start (`beta / 4` per unit of squared error), so that a weight of 1 counts; an anchor needs less, such as 0.05.
         label_smoothing (`float`, *optional*, defaults to `0.0`):
             Probability in [0, 0.5) that a label is flipped, for `"robust"`.
         rejected_error_bound (`float`, *optional*):
@@ -137,7 +138,7 @@ class DiffusionDPOConfig(_BaseConfig):
             error, such as 0.01) before it stops counting. Keeps the policy from ruining images.
         target_gradient_factor (`float`, *optional*):
             If set, beta moves so that the mean of `sigmoid(-inside)` stays near this value, in (0, 0.5). For `"sigmoid"`
-            and `"robust"` (with or without `"sft"`).
+            and `"robust"` (with or without `"sft"` and `"anchor"`).
         beta_min (`float`, *optional*):
             Lower bound of a moving beta. Defaults to `beta / 10`.
         beta_max (`float`, *optional*):
@@ -350,13 +351,16 @@ class DiffusionDPOConfig(_BaseConfig):
     )
     loss_type: list[str] = field(
         default_factory=lambda: ["sigmoid"],
-        metadata={"help": "Losses to add up, out of 'sigmoid', 'robust', 'hinge', 'ipo', 'sft'."},
+        metadata={
+            "help": "Losses to add up, out of 'sigmoid', 'robust', 'hinge', 'ipo', 'sft' and 'anchor', which ties what the "
+            "policy predicts to what the reference does (in FocusDPO outside of the subjects)."
+        },
     )
     loss_weights: list[float] | None = field(
         default=None,
         metadata={
-            "help": "One weight per loss. Defaults to 1 for each. 'sft' is in units of the sigmoid loss's slope at the "
-            "start (`beta / 4` per unit of error), so that a weight of 1 counts."
+            "help": "One weight per loss. Defaults to 1 for each. 'sft' and 'anchor' are in units of the sigmoid loss's "
+            "slope at the start (`beta / 4` per unit of squared error), so that a weight of 1 counts."
         },
     )
     label_smoothing: float = field(
@@ -373,7 +377,7 @@ class DiffusionDPOConfig(_BaseConfig):
         default=None,
         metadata={
             "help": "If set, beta moves so that the mean of `sigmoid(-inside)` stays near this value, in (0, 0.5). For "
-            "'sigmoid' and 'robust' (with or without 'sft')."
+            "'sigmoid' and 'robust' (with or without 'sft' and 'anchor')."
         },
     )
     beta_min: float | None = field(
@@ -464,6 +468,11 @@ class DiffusionDPOConfig(_BaseConfig):
             raise ValueError(f"`loss_weights` is {self.loss_weights}; every weight must be finite.")
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"`label_smoothing` is {self.label_smoothing}; it must be at least 0 and below 0.5.")
+        if "anchor" in self.loss_type and self.precompute_ref_errors:
+            raise ValueError(
+                "`loss_type='anchor'` compares what policy and reference predict, and `precompute_ref_errors` keeps the "
+                "reference's errors alone: leave out one of both."
+            )
         if self.label_smoothing and "robust" not in self.loss_type:
             raise ValueError(
                 "`label_smoothing` is read by the 'robust' loss alone; add it to `loss_type`, or leave it 0."

@@ -55,12 +55,15 @@ class CellWeights(NamedTuple):
             Weights of the errors that are compared.
         sft_BHW (`torch.Tensor`, *optional*):
             Weights of the error of the `"sft"` loss.
+        anchor_BHW (`torch.Tensor`, *optional*):
+            Weights of the drift of the `"anchor"` loss.
         parts (`dict[str, torch.Tensor]`):
             Maps that the weights were made of, by name.
     """
 
     preference_BHW: torch.Tensor | None = None
     sft_BHW: torch.Tensor | None = None
+    anchor_BHW: torch.Tensor | None = None
     parts: dict[str, torch.Tensor] = {}
 
 
@@ -298,26 +301,26 @@ class DiffusionDPOTrainer(FeedMixin, ObserveMixin, PushMixin, _BaseTrainer):
             for part, values, images in zip(zip(*map(halves, noised), strict=True), prompts, shown, strict=True)
         ]
 
-    def _error(
+    def _predict(
         self, denoiser: torch.nn.Module, noised: Noised, prompt: dict[str, Any], references: list[torch.Tensor]
     ) -> torch.Tensor:
         with self._autocast():
-            prediction_BCHW = self.family.predict(denoiser, noised.noisy_BCHW, noised.timestep_B, prompt, references)
-        return denoising_error(prediction_BCHW, noised.target_BCHW)
+            return self.family.predict(denoiser, noised.noisy_BCHW, noised.timestep_B, prompt, references)
 
     @torch.no_grad()
-    def _reference_error(self, parts: list[tuple]) -> torch.Tensor:
+    def _reference_prediction(self, parts: list[tuple]) -> torch.Tensor:
         if self.reference == "model":
-            return torch.cat([self._error(self.ref_denoiser, *part) for part in parts])
+            return torch.cat([self._predict(self.ref_denoiser, *part) for part in parts])
         policy = self.accelerator.unwrap_model(self.model)
         with as_reference(policy, REFERENCE if self.reference == "initial_adapter" else None):
             # not the DDP wrapper: no gradient, no bookkeeping of its reducer
-            return torch.cat([self._error(self.model, *part) for part in parts])
+            return torch.cat([self._predict(self.model, *part) for part in parts])
 
     def reference_error(self, batch: dict[str, Any]) -> torch.Tensor:
         """The reference's error on each cell of the 2B images of a batch (chosen first), of shape `(2B, H, W)`."""
         x_BCHW, prompt, references = self._encode(batch)
-        return self._reference_error(self._parts(self._noise(x_BCHW, batch["seed"]), prompt, references))
+        noised = self._noise(x_BCHW, batch["seed"])
+        return denoising_error(self._reference_prediction(self._parts(noised, prompt, references)), noised.target_BCHW)
 
     def watch(
         self,
@@ -350,19 +353,24 @@ class DiffusionDPOTrainer(FeedMixin, ObserveMixin, PushMixin, _BaseTrainer):
         noised = self._noise(x_BCHW, inputs["seed"])
         parts = self._parts(noised, prompt, references)
         # The reference goes first: switching adapters does not come between the policy's forward and its backward
-        ref_error_BHW = inputs["ref_errors"] if "ref_errors" in inputs else self._reference_error(parts)
-        errors, seen = [], []
+        if "ref_errors" in inputs:
+            reference_BCHW, ref_error_BHW = None, inputs["ref_errors"]
+        else:
+            reference_BCHW = self._reference_prediction(parts)
+            ref_error_BHW = denoising_error(reference_BCHW, noised.target_BCHW)
+        predictions, seen = [], []
         for part in parts:
             with self.watch(inputs, *part) as saw:
                 if part is parts[-1]:
-                    errors.append(self._error(model, *part))
+                    predictions.append(self._predict(model, *part))
                 else:
                     # Forgotten until its own backward pass, so that what two forwards keep is never there at once. Not the
                     # DDP wrapper, whose reducer expects one forward before the backward pass, and none within it
                     policy = self.accelerator.unwrap_model(model)
-                    errors.append(checkpoint(self._error, policy, *part, use_reentrant=False))
+                    predictions.append(checkpoint(self._predict, policy, *part, use_reentrant=False))
             seen.append(saw)
-        error_BHW = torch.cat(errors)
+        prediction_BCHW = torch.cat(predictions)
+        error_BHW = denoising_error(prediction_BCHW, noised.target_BCHW)
         weights = self.cell_weights(inputs, noised, seen)
         # The difference is formed before the mean: four means of nearly equal size would cancel badly in fp32
         change_BHW = error_BHW - ref_error_BHW
@@ -370,11 +378,16 @@ class DiffusionDPOTrainer(FeedMixin, ObserveMixin, PushMixin, _BaseTrainer):
         bounded_B = rejected_B
         if self.args.rejected_error_bound is not None:
             bounded_B = rejected_B.clamp(max=self.args.rejected_error_bound)
+        drift_B = None
+        if "anchor" in self.args.loss_type:
+            drift_BHW = denoising_error(prediction_BCHW, reference_BCHW)
+            drift_B = mean_error(drift_BHW, weights.anchor_BHW).view(2, -1).mean(dim=0)
         terms = PreferenceTerms(
             gap_B=-0.5 * (chosen_B - bounded_B),
             chosen_error_B=mean_error(error_BHW, weights.sft_BHW).chunk(2)[0],
             beta=self.beta,
             label_smoothing=self.args.label_smoothing,
+            drift_B=drift_B,
         )
         loss_B = preference_loss(terms, self.args.loss_type, self.args.loss_weights)
         counts_B = inputs["counts"]

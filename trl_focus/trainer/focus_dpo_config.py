@@ -166,6 +166,11 @@ class FocusDPOConfig(DiffusionDPOConfig):
                 "`focus_normalization='subject'` balances the subjects by their masks, and `focus_prior` is "
                 f"{self.focus_prior!r}: choose 'masks', or another normalization."
             )
+        if "anchor" in self.loss_type and self.focus_prior == "everywhere":
+            raise ValueError(
+                "`loss_type='anchor'` holds what is outside of the subjects in place, and with `focus_prior='everywhere'` nothing "
+                "is: leave out one of both."
+            )
         if self.subject_gate == "shown" and not self.encode_once:
             raise ValueError(
                 "`subject_gate='shown'` is measured before training, and `encode_once` is False: choose 'none', or encode rows "

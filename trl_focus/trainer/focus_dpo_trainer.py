@@ -158,7 +158,7 @@ class FocusDPOTrainer(DiffusionDPOTrainer):
         x_BCHW, prompt, references = self._encode(batch)
         noised = noised_at(self.family.process, x_BCHW, batch["seed"], level)
         with self.base_policy(), self.watch(batch, noised, prompt, references) as similarities:
-            self._error(self.model, noised, prompt, references)
+            self._predict(self.model, noised, prompt, references)
         grid = tuple(x_BCHW.shape[-2:])
         return shown(self._focus_context(batch, noised.level_B, grid, similarities), self._focus_settings)
 
@@ -231,7 +231,12 @@ class FocusDPOTrainer(DiffusionDPOTrainer):
         weights_BHW = maps["weights"].float()
         unfit = ~(weights_BHW.isfinite() & (weights_BHW >= 0)).all()
         self._bad_weights = unfit if self._bad_weights is None else self._bad_weights | unfit
-        return CellWeights(weights_BHW, weights_BHW if self.args.focus_sft else None, maps)
+        return CellWeights(
+            weights_BHW,
+            sft_BHW=weights_BHW if self.args.focus_sft else None,
+            anchor_BHW=1 - maps["prior"] if "prior" in maps else None,
+            parts=maps,
+        )
 
     @torch.no_grad()
     def _observe(self, inputs, noised, terms, loss_B, change_BHW, weights):

@@ -54,6 +54,8 @@ class ObserveMixin:
         add("rewards/accuracies", (chosen_B > rejected_B) + 0.5 * (chosen_B == rejected_B))
         for name, change_B in zip(("chosen", "rejected"), mean_error(change_BHW).chunk(2), strict=True):
             add(f"errors/{name}", change_B)
+        if terms.drift_B is not None:
+            add("drift", terms.drift_B)
         add("gradient_factor", torch.sigmoid(-inside_B))
         self._add_by_level("rewards/margins", chosen_B - rejected_B, counts_B, noised.level_B.chunk(2)[0])
         if not self.model.training:
