@@ -51,18 +51,26 @@ SFT_WEIGHT = 0.1
 # Half the time of float32, where there are instructions for it
 BF16 = torch.cuda.is_available() or torch.cpu.get_capabilities().get("avx512_bf16", False)
 
-# Settings of `FocusDPOConfig`. All methods share the trainer, so that nothing but the weights of cells differs.
+# Settings of `FocusDPOConfig`, and weights of the losses. All methods share the trainer, so that nothing else differs. Stored
+# runs are known by a method's name: whoever changes what one does takes its runs out of `results`.
+ANCHOR = 0.04
 METHODS: dict[str, dict] = {
-    "sft": {"focus_map": "uniform", "loss_type": ["sft"]},
+    "sft": {"focus_map": "uniform", "losses": {"sft": 1.0}},
     "dpo": {"focus_map": "uniform"},
     "mask": {"focus_map": "mask"},
     "patch": {"focus_map": "patch"},
     "focus-paper": {"focus_map": "focus", "focus_matching": "top_k", "leak_weight": 0.0},
     "focus": {"focus_map": "focus"},
     "focus-shown": {"focus_map": "focus", "subject_gate": "shown"},
+    "focus-held": {
+        "focus_map": "focus",
+        "subject_gate": "shown",
+        "background_weight": 0.03,
+        "losses": {"sigmoid": 1.0, "anchor": ANCHOR},
+    },
     "oracle": {"focus_map": "mask"},  # with masks of the subjects in which the pair differs as the label says
 }
-MAIN_METHODS = ("dpo", "focus", "mask", "oracle", "focus-shown")
+MAIN_METHODS = ("dpo", "focus", "mask", "oracle", "focus-shown", "focus-held")
 AS_RUN = (MAIN_METHODS, tuple(method for method in METHODS if method not in MAIN_METHODS))  # in this order
 PER_SCENE = ("identity", "leakage", "background_error", "residual")  # kept for each scene, for intervals
 # The last serves the rest, which are in it
@@ -77,7 +85,10 @@ ABLATIONS: tuple[dict, ...] = (
     {"leak_weight": 0.0},
     {"detail_weight": 0.0},
     {"background_weight": 0.0},
+    {"background_weight": 0.03},
     {"background_weight": 0.3},
+    {"loss_type": ["sigmoid", "anchor"], "loss_weights": [1.0, ANCHOR]},
+    {"background_weight": 0.03, "loss_type": ["sigmoid", "anchor"], "loss_weights": [1.0, ANCHOR]},
     {"focus_normalization": "mean"},
     {"focus_normalization": "subject"},
     {"focus_matching": "top_k"},
@@ -253,9 +264,9 @@ class Curve(TrainerCallback):
 
 def config_of(run: Run, output_dir: str) -> FocusDPOConfig:
     method = dict(METHODS[run.method])
-    loss = {"loss_type": method.pop("loss_type", ["sigmoid"])}
+    losses = method.pop("losses", {"sigmoid": 1.0})
     if run.sft:
-        loss = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, run.sft]}
+        losses = {**losses, "sft": run.sft}
     return FocusDPOConfig(
         output_dir=output_dir,
         resolution=SCENE,
@@ -275,8 +286,7 @@ def config_of(run: Run, output_dir: str) -> FocusDPOConfig:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        **loss,
-        **{**method, **run.settings},
+        **{"loss_type": [*losses], "loss_weights": [*losses.values()], **method, **run.settings},
     )
 
 

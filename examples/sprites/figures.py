@@ -17,7 +17,11 @@ from .report import BASE, WORSE, at_chosen_points, base_of, by_cell, points_of
 
 IMAGES = Path("docs/images")
 COLOURS = dict(
-    zip(METHODS, ("#8a9199", "#22262b", "#1f6fb4", "#7b5ea7", "#d9a302", "#d95f02", "#b2182b", "#1b8a5a"), strict=True)
+    zip(
+        METHODS,
+        ("#8a9199", "#22262b", "#1f6fb4", "#7b5ea7", "#d9a302", "#d95f02", "#b2182b", "#d6409f", "#1b8a5a"),
+        strict=True,
+    )
 )
 
 

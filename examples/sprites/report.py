@@ -286,7 +286,7 @@ def filled(page: str) -> str:
         _, stage, title = match.groups()
         return f"{match[1]}\n\n{TABLES[stage][title](runs_of(stage))}\n\n<!-- end -->"
 
-    return re.sub(r"(<!-- (\w+): (.+?) -->).*?<!-- end -->", table, page, flags=re.DOTALL)
+    return re.sub(r"(<!-- (\w+): (.+?) -->)(?:(?!<!--).)*<!-- end -->", table, page, flags=re.DOTALL)
 
 
 def main():

@@ -94,6 +94,13 @@ class TestPatch:
         chosen, rejected = inside.sum(dim=(1, 2)) / torch.tensor(UNION).sum(dim=(1, 2))
         assert chosen > 0 and chosen == pytest.approx(rejected)
 
+    def test_an_image_without_subjects_leaves_the_other_as_it_is(self):
+        masks = torch.stack([MASKS[0], torch.zeros_like(MASKS[0])])
+        weights = patch(context(masks, SIMILARITY), MASK_WEIGHTS)["weights"]
+        matched = graded(SIMILARITY, SUBJECTS, masks).matched_BHW
+        torch.testing.assert_close(weights[0], 0.1 + 0.9 * torch.tensor(UNION[0]) * matched[0])
+        torch.testing.assert_close(weights[1], torch.full(GRID, 0.1))
+
     def test_without_references_it_is_mask(self):
         torch.testing.assert_close(patch(context(), MASK_WEIGHTS)["weights"], mask(context(), MASK_WEIGHTS)["weights"])
 

@@ -49,6 +49,11 @@ REFUSALS = {
     "unknown loss": ({"loss_type": ["dpo"]}, "`loss_type` is 'dpo'; it must be one of 'sigmoid', 'robust'"),
     "second loss unknown": ({"loss_type": ["sigmoid", "kto"]}, "`loss_type` is 'kto'"),
     "unknown loss as a string": ({"loss_type": "dpo"}, "`loss_type` is 'dpo'"),
+    "weight negative": (
+        {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, -0.1]},
+        r"`loss_weights` is \[1.0, -0.1\]; every weight must be finite and at least 0",
+    ),
+    "anchor alone": ({"loss_type": "anchor"}, "`loss_type` is 'anchor' alone, which asks for no change"),
     "too many weights": ({"loss_weights": [1.0, 2.0]}, "`loss_weights` has 2 entries and `loss_type` 1; give one"),
     "too few weights": ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "`loss_weights` has 1 entries"),
     "one weight for two": ({"loss_type": ["sigmoid", "sft"], "loss_weights": 1.0}, "`loss_weights` has 1 entries"),

@@ -325,6 +325,50 @@ def test_data_without_masks(tmp_path, where, name):
     assert {"everywhere": {1.0}, "similarity": {0.0, 1.0}}[where] == {*weights.parts["prior"].unique().tolist()}
 
 
+class TestAnchor:
+    LOSSES = {"loss_type": ["sigmoid", "anchor"], "loss_weights": [1.0, 0.04]}
+
+    @pytest.mark.parametrize("own_map", [None, lambda context: torch.ones(4, *context.grid)])
+    def test_it_needs_to_know_where_the_subjects_are_whatever_the_map(self, tmp_path, own_map):
+        data = make_pairs(4, n_references=2, masks=False)
+        with pytest.raises(ValueError, match="chosen_masks"):
+            make_focus_trainer(
+                tmp_path, focus_map=own_map or "uniform", focus_prior="masks", train_dataset=data, **self.LOSSES
+            )
+        trainer = make_focus_trainer(
+            tmp_path, focus_map=own_map or "uniform", focus_prior="similarity", train_dataset=data, **self.LOSSES
+        )
+        weights = weights_of(trainer, first_batch(trainer))
+        torch.testing.assert_close(weights.anchor_BHW, 1 - weights.parts["prior"])
+        assert {*weights.anchor_BHW.unique().tolist()} == {0.0, 1.0}
+
+    def test_subjects_that_are_beside_the_point_are_held_too(self, tmp_path):
+        data = with_reference_masks(2)
+        held = {}
+        for gate in ("none", "shown"):
+            trainer = make_focus_trainer(tmp_path, train_dataset=data, subject_gate=gate, **self.LOSSES)
+            held[gate] = weights_of(trainer, first_batch(trainer)).anchor_BHW
+        assert (held["shown"] >= held["none"] - 1e-6).all() and held["shown"].sum() > held["none"].sum()
+
+    def test_a_callback_may_say_where_the_subjects_are(self, tmp_path):
+        class Double(FocusMapCallback):
+            def on_focus_maps(self, args, state, control, focus_maps, batch, **kwargs):
+                return {"prior": 2 * focus_maps["prior"]}
+
+        trainer = make_focus_trainer(tmp_path, callbacks=[Double()], **self.LOSSES)
+        weights = weights_of(trainer, first_batch(trainer))
+        torch.testing.assert_close(weights.anchor_BHW, (1 - weights.parts["prior"]).clamp(min=0))  # never a reward
+        assert weights.parts["prior"].max() > 1
+
+    def test_drift_is_from_the_reference_that_was_given(self, tmp_path):
+        settings = {"max_steps": 1, "logging_steps": 1, "loss_type": ["sigmoid", "anchor"]}
+        same = make_focus_trainer(tmp_path, **settings)
+        other = make_focus_trainer(tmp_path, ref_model=PIPELINES["flux2_klein"](seed=1), **settings)
+        for trainer in (same, other):
+            trainer.train()
+        assert same.state.log_history[0]["drift"] == 0 < other.state.log_history[0]["drift"]
+
+
 def test_a_stream_gets_the_same_maps(tmp_path):
     data = with_reference_masks(2)
     parts = []

@@ -208,7 +208,8 @@ def test_masks_weight_the_error(tmp_path, family):
 @pytest.mark.parametrize("trainer_class", [DiffusionDPOTrainer, FocusDPOTrainer])
 @pytest.mark.parametrize("one_forward", [True, False])
 def test_anchor_ties_predictions_to_the_reference_outside_of_subjects(tmp_path, family, trainer_class, one_forward):
-    trainer = shaken_trainer(tmp_path, family, trainer_class, loss_type=["anchor"], one_forward=one_forward)
+    trainer = shaken_trainer(tmp_path, family, trainer_class, loss_type=["sigmoid", "anchor"], loss_weights=[0.0, 1.0])
+    trainer.args.one_forward = one_forward
     batch = first_batch(trainer)
     policy, reference = (plain_predictions(trainer, batch, on) for on in (True, False))
     outside = dict.fromkeys(policy, 1.0)

@@ -34,8 +34,9 @@ class FocusMapCallback(TrainerCallback):
                 as latents where they were encoded once).
 
         Returns:
-            `None` to leave them, or a dictionary of those that are to be replaced. Only `"weights"` is used: it must keep
-            its shape (checked at once), and be finite and at least 0 (reported at the next logging step).
+            `None` to leave them, or a dictionary of those that are to be replaced. Only `"weights"` is used, and by the loss
+            `"anchor"` also `"prior"`, outside of which it holds: they must keep their shape (checked at once), and `"weights"`
+            be finite and at least 0 (reported at the next logging step).
         """
 
 

@@ -177,9 +177,9 @@ def patch(context: FocusContext, settings: FocusSettings) -> dict[str, torch.Ten
     those of low: `W = b + lambda_p c M_prior q`, with `q = M'` on chosen images and `q = 1 - M'` on rejected ones. PatchDPO
     itself has no reference model and takes quality from a vision model of its own.
 
-    `c <= 1` scales the image of a pair whose subjects have the higher mean of `q` down to the other's. Without it rejected
-    images weigh several times as much as chosen ones, since most cells do not match, and the loss falls soonest by drawing
-    the subjects worse in both.
+    `c <= 1` scales the image of a pair whose subjects have the higher mean of `q` down to the other's, where both show any.
+    Without it rejected images weigh several times as much as chosen ones, since most cells do not match, and the loss falls
+    soonest by drawing the subjects worse in both.
     """
     context = with_prior(context, settings)
     parts = focus_parts(prior(context), correspondence(context, settings))
@@ -188,7 +188,8 @@ def patch(context: FocusContext, settings: FocusSettings) -> dict[str, torch.Ten
         chosen = len(counted_BHW) // 2
         quality_BHW = torch.cat([parts["matched"][:chosen], (counted_BHW - parts["matched"])[chosen:]])
         tiny = torch.finfo(torch.float32).tiny
-        mean_2P = (quality_BHW.sum(dim=(1, 2)) / counted_BHW.sum(dim=(1, 2)).clamp(min=tiny)).view(2, chosen)
+        area_2P, total_2P = (part_BHW.sum(dim=(1, 2)).view(2, chosen) for part_BHW in (counted_BHW, quality_BHW))
+        mean_2P = torch.where(area_2P > 0, total_2P / area_2P.clamp(min=tiny), 1)  # no subject has nothing to scale
         scale_2P = mean_2P.amin(dim=0) / mean_2P.clamp(min=tiny)
         counted_BHW = quality_BHW * scale_2P.view(-1, 1, 1)
     return {**parts, "weights": settings.weights.background + settings.weights.prior * counted_BHW}

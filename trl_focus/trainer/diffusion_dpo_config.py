@@ -130,7 +130,7 @@ class DiffusionDPOConfig(_BaseConfig):
             policy predicts to what the reference does (in FocusDPO outside of the subjects), so that it does not drift.
         loss_weights (`list[float]`, *optional*):
             One weight per loss. Defaults to 1 for each. `"sft"` and `"anchor"` are in units of the sigmoid loss's slope at
-            the start (`beta / 4` per unit of squared error), so that a weight of 1 counts; an anchor needs less, such as 0.05.
+            the start (`beta / 4` per unit of squared error), so that a weight of 1 counts; an anchor needs less, such as 0.04.
         label_smoothing (`float`, *optional*, defaults to `0.0`):
             Probability in [0, 0.5) that a label is flipped, for `"robust"`.
         rejected_error_bound (`float`, *optional*):
@@ -360,7 +360,8 @@ class DiffusionDPOConfig(_BaseConfig):
         default=None,
         metadata={
             "help": "One weight per loss. Defaults to 1 for each. 'sft' and 'anchor' are in units of the sigmoid loss's "
-            "slope at the start (`beta / 4` per unit of squared error), so that a weight of 1 counts."
+            "slope at the start (`beta / 4` per unit of squared error), so that a weight of 1 counts; an anchor needs less, "
+            "such as 0.04."
         },
     )
     label_smoothing: float = field(
@@ -464,8 +465,10 @@ class DiffusionDPOConfig(_BaseConfig):
                 f"`loss_weights` has {len(self.loss_weights)} entries and `loss_type` {len(self.loss_type)}; give one "
                 "weight per loss."
             )
-        if not all(map(math.isfinite, self.loss_weights or [])):
-            raise ValueError(f"`loss_weights` is {self.loss_weights}; every weight must be finite.")
+        if not all(0 <= weight < math.inf for weight in self.loss_weights or []):
+            raise ValueError(f"`loss_weights` is {self.loss_weights}; every weight must be finite and at least 0.")
+        if {*self.loss_type} == {"anchor"}:
+            raise ValueError("`loss_type` is 'anchor' alone, which asks for no change at all: add 'sigmoid', say.")
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"`label_smoothing` is {self.label_smoothing}; it must be at least 0 and below 0.5.")
         if "anchor" in self.loss_type and self.precompute_ref_errors:

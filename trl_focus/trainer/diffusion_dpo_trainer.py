@@ -55,16 +55,16 @@ class CellWeights(NamedTuple):
             Weights of the errors that are compared.
         sft_BHW (`torch.Tensor`, *optional*):
             Weights of the error of the `"sft"` loss.
-        anchor_BHW (`torch.Tensor`, *optional*):
-            Weights of the drift of the `"anchor"` loss.
         parts (`dict[str, torch.Tensor]`):
             Maps that the weights were made of, by name.
+        anchor_BHW (`torch.Tensor`, *optional*):
+            Weights of the drift of the `"anchor"` loss.
     """
 
     preference_BHW: torch.Tensor | None = None
     sft_BHW: torch.Tensor | None = None
-    anchor_BHW: torch.Tensor | None = None
     parts: dict[str, torch.Tensor] = {}
+    anchor_BHW: torch.Tensor | None = None
 
 
 class DiffusionDPOTrainer(FeedMixin, ObserveMixin, PushMixin, _BaseTrainer):

@@ -13,7 +13,7 @@ from ..data.preparation import prepare_preferences
 from ..families.tap import BlockTap
 from ..focus.allocation import normalise
 from ..focus.correspondence import prototypes, similarity
-from ..focus.maps import FOCUS_MAPS, SHOWN_AT, FocusContext, FocusSettings, prior, required, shown
+from ..focus.maps import FOCUS_MAPS, SHOWN_AT, FocusContext, FocusSettings, prior, required, shown, with_prior
 from ..losses import mean_error
 from ..noise import noised_at
 from .diffusion_dpo_trainer import CellWeights, DiffusionDPOTrainer
@@ -111,6 +111,8 @@ class FocusDPOTrainer(DiffusionDPOTrainer):
             wanted = required(args.focus_map, self._focus_settings)
         else:
             wanted = frozenset(getattr(self._own_map, "needs", ()))
+        if "anchor" in args.loss_type:
+            wanted |= required("mask", self._focus_settings)  # where the subjects are
         if "similarity" in wanted and not able:
             raise ValueError(
                 f"The focus map compares images with the tokens of their references, and {type(self.family).__name__} has "
@@ -211,6 +213,8 @@ class FocusDPOTrainer(DiffusionDPOTrainer):
         shape = (len(noised.level_B), *grid)
         maps = {name: _checked(value, shape, "`focus_map`") for name, value in self.focus_map(context).items()}
         maps["weights"] = normalise(maps["weights"], self.args.focus_normalization, context.subject_masks_BSHW)
+        if "anchor" in self.args.loss_type:
+            context = with_prior(context, self._focus_settings)
         if "prior" not in maps and context.subject_masks_BSHW is not None:
             maps["prior"] = prior(context)
         for callback in self.callback_handler.callbacks:
@@ -231,12 +235,8 @@ class FocusDPOTrainer(DiffusionDPOTrainer):
         weights_BHW = maps["weights"].float()
         unfit = ~(weights_BHW.isfinite() & (weights_BHW >= 0)).all()
         self._bad_weights = unfit if self._bad_weights is None else self._bad_weights | unfit
-        return CellWeights(
-            weights_BHW,
-            sft_BHW=weights_BHW if self.args.focus_sft else None,
-            anchor_BHW=1 - maps["prior"] if "prior" in maps else None,
-            parts=maps,
-        )
+        outside_BHW = (1 - maps["prior"].float()).clamp(min=0) if "anchor" in self.args.loss_type else None
+        return CellWeights(weights_BHW, weights_BHW if self.args.focus_sft else None, maps, outside_BHW)
 
     @torch.no_grad()
     def _observe(self, inputs, noised, terms, loss_B, change_BHW, weights):
