@@ -151,3 +151,18 @@ def test_steps_leave_nothing_behind(tmp_path):
     ).train()
     assert alive.tensors[0] == alive.tensors[1]
     assert alive.objects[1] - alive.objects[0] <= 20  # transformers keeps each log
+
+
+@pytest.mark.parametrize("family", ["flux2_klein", "sdxl"])
+def test_a_step_does_not_look_through_the_model(tmp_path, monkeypatch, family):
+    trainer = make_trainer(output_dir=tmp_path, family=family)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.compute_loss(trainer.model, batch)  # finds the layers
+    looked, named_modules = [], torch.nn.Module.named_modules
+    monkeypatch.setattr(
+        torch.nn.Module, "named_modules", lambda *args, **kwargs: looked.append(args) or named_modules(*args, **kwargs)
+    )
+    trainer.compute_loss(trainer.model, batch).backward()
+    assert not looked
+    [*trainer.model.modules()]
+    assert looked  # as it would have been seen

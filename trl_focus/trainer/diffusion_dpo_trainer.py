@@ -224,6 +224,7 @@ class DiffusionDPOTrainer(FeedMixin, ObserveMixin, PushMixin, _BaseTrainer):
             undo_offload(part)
         if args.offload_blocks:
             offload_blocks(policy, denoisers, args.device)
+        self.policy = policy  # whatever wraps it; accelerate, asked to unwrap it, looks through all modules
         # Before the denoiser comes to the device
         train_dataset, eval_dataset = self._encode_datasets(train_dataset, eval_dataset, data_collator)
         super().__init__(
@@ -311,8 +312,7 @@ class DiffusionDPOTrainer(FeedMixin, ObserveMixin, PushMixin, _BaseTrainer):
     def _reference_prediction(self, parts: list[tuple]) -> torch.Tensor:
         if self.reference == "model":
             return torch.cat([self._predict(self.ref_denoiser, *part) for part in parts])
-        policy = self.accelerator.unwrap_model(self.model)
-        with as_reference(policy, REFERENCE if self.reference == "initial_adapter" else None):
+        with as_reference(self.policy, REFERENCE if self.reference == "initial_adapter" else None):
             # not the DDP wrapper: no gradient, no bookkeeping of its reducer
             return torch.cat([self._predict(self.model, *part) for part in parts])
 
@@ -366,8 +366,7 @@ class DiffusionDPOTrainer(FeedMixin, ObserveMixin, PushMixin, _BaseTrainer):
                 else:
                     # Forgotten until its own backward pass, so that what two forwards keep is never there at once. Not the
                     # DDP wrapper, whose reducer expects one forward before the backward pass, and none within it
-                    policy = self.accelerator.unwrap_model(model)
-                    predictions.append(checkpoint(self._predict, policy, *part, use_reentrant=False))
+                    predictions.append(checkpoint(self._predict, self.policy, *part, use_reentrant=False))
             seen.append(saw)
         prediction_BCHW = torch.cat(predictions)
         error_BHW = denoising_error(prediction_BCHW, noised.target_BCHW)
@@ -409,7 +408,7 @@ class DiffusionDPOTrainer(FeedMixin, ObserveMixin, PushMixin, _BaseTrainer):
 
     def base_policy(self) -> AbstractContextManager:
         """Within it the policy is the model without its LoRA."""
-        return as_reference(self.accelerator.unwrap_model(self.model), None)
+        return as_reference(self.policy, None)
 
     @contextmanager
     def sampling(self):
@@ -417,7 +416,7 @@ class DiffusionDPOTrainer(FeedMixin, ObserveMixin, PushMixin, _BaseTrainer):
         Within it `pipeline` draws with the policy. What sampling leaves behind in the pipeline and in the policy's mode is
         undone, so that training goes on as it would have.
         """
-        pipeline, policy = self.pipeline, self.accelerator.unwrap_model(self.model)
+        pipeline, policy = self.pipeline, self.policy
         training, scheduler, bar = policy.training, pipeline.scheduler, getattr(pipeline, "_progress_bar_config", {})
         pipeline.scheduler = copy.deepcopy(scheduler)
         pipeline.set_progress_bar_config(disable=True)
@@ -442,10 +441,9 @@ class DiffusionDPOTrainer(FeedMixin, ObserveMixin, PushMixin, _BaseTrainer):
         if not self.args.should_save:
             return
         output_dir.mkdir(parents=True, exist_ok=True)
-        policy = self.accelerator.unwrap_model(self.model)
         # Not by the base, which pickles the arguments as well, and the token with them
-        policy.save_pretrained(output_dir, state_dict=state_dict)
-        save_lora(self.pipeline, self.family.denoiser_name, policy, output_dir, state_dict)
+        self.policy.save_pretrained(output_dir, state_dict=state_dict)
+        save_lora(self.pipeline, self.family.denoiser_name, self.policy, output_dir, state_dict)
         write_card(output_dir, self._card_facts(output_dir))
         state = {
             "family": type(self.family).__name__,

@@ -119,17 +119,16 @@ def _table(
             )
         return {"encoded": pack(make(row))}
 
-    policy = trainer.accelerator.unwrap_model(trainer.model)
-    accelerator, processes, was_training = trainer.accelerator, PartialState(), policy.training
+    accelerator, processes, was_training = trainer.accelerator, PartialState(), trainer.policy.training
     identity = Hasher.hash([rows.identity, *identity, accelerator.device.type, accelerator.mixed_precision])
     keys = [f"{content} {row}" for content, row in zip(rows.contents, rows.rows, strict=True)]
     table = CachedTable(name, identity, keys, made, _FEATURES, trainer.fetch_encoded)
-    policy.eval()
+    trainer.policy.eval()
     if not is_sharded:  # otherwise every process misses the same file, and says so
         table.fill(processes.process_index, processes.num_processes)
         processes.wait_for_everyone()
     found = table.whole()
-    policy.train(was_training)
+    trainer.policy.train(was_training)
     return found
 
 
@@ -141,5 +140,4 @@ def _reference_identity(trainer: "DiffusionDPOTrainer") -> str:
 
 
 def _identity_without_lora(trainer: "DiffusionDPOTrainer", kept: str | None = None) -> str:
-    policy = trainer.accelerator.unwrap_model(trainer.model)
-    return module_identity(policy, lambda name: "lora_" not in name or bool(kept and kept in name))
+    return module_identity(trainer.policy, lambda name: "lora_" not in name or bool(kept and kept in name))

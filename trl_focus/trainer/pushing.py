@@ -37,8 +37,7 @@ class PushMixin:
     ) -> dict[str, Any]:
         data = self.train_dataset.dataset
         repo = getattr(self, "hub_model_id", None) or self.args.hub_model_id
-        policy = self.accelerator.unwrap_model(self.model)
-        from_trackers = getattr(policy, "model_tags", None) or []
+        from_trackers = getattr(self.policy, "model_tags", None) or []
         return card_facts(
             self.family,
             self.args,
@@ -47,7 +46,7 @@ class PushMixin:
             method=self._name,
             paper=self._paper,
             tags=[*self._tag_names, *from_trackers, *(tags or [])],
-            lora=policy.peft_config[POLICY],
+            lora=self.policy.peft_config[POLICY],
             repo=repo,
             dataset=dataset_name or self.dataset_name,
             prompt=data.select_columns("prompt")[0]["prompt"] if isinstance(data, Dataset) else None,

@@ -105,14 +105,13 @@ def restore(trainer, checkpoint: Path):
             "read: it could run code. Remove it, and resume from the safetensors beside it."
         )
     state = json.loads((checkpoint / STATE_NAME).read_text())
-    policy = trainer.accelerator.unwrap_model(trainer.model)
     here = type(trainer.family).__name__, type(trainer.family.denoiser).__name__
     if (state["family"], state["denoiser"]) != here:
         raise InputError(
             f"{checkpoint} is of the family {state['family']} ({state['denoiser']}), and this model of {here[0]} "
             f"({here[1]}). Resume with the model that it was trained on."
         )
-    theirs, ours = map(lora_metadata, (LoraConfig.from_pretrained(checkpoint), policy.peft_config[POLICY]))
+    theirs, ours = map(lora_metadata, (LoraConfig.from_pretrained(checkpoint), trainer.policy.peft_config[POLICY]))
     if other := [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]:
         raise InputError(
             f"{checkpoint} holds a LoRA with {', '.join(f'{key}={theirs.get(key)!r}' for key in other)}, and this trainer "
@@ -129,11 +128,11 @@ def restore(trainer, checkpoint: Path):
         logger.warning(f"Restoring `reference={state['reference']!r}` from {checkpoint}.")
         trainer.reference = state["reference"]
         if trainer.reference == "initial_adapter":
-            add_frozen_copy(policy)  # its weights come with the checkpoint
+            add_frozen_copy(trainer.policy)  # its weights come with the checkpoint
         else:
-            policy.delete_adapter(REFERENCE)
+            trainer.policy.delete_adapter(REFERENCE)
     if trainer.reference == "initial_adapter":
         # transformers before 5.23 would restore the frozen copy alone
-        policy.load_adapter(str(checkpoint), POLICY, is_trainable=True)
+        trainer.policy.load_adapter(str(checkpoint), POLICY, is_trainable=True)
     if trainer.beta_controller is not None and state["beta_controller"] is not None:
         trainer.beta_controller.load_state_dict(state["beta_controller"])
