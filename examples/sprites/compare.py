@@ -13,17 +13,21 @@ so that all may be stopped and started at will.
 
 import argparse
 import json
+import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
+from filelock import FileLock
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
@@ -48,8 +52,9 @@ STEPS, BATCH_SIZE, LEARNING_RATE = 80, 16, 1e-3
 CURVE = (20, 40, 80)  # steps at which scenes are drawn, any of which may become a method's operating point
 BETAS = (2.0, 10.0, 50.0, 300.0, 2000.0)
 SFT_WEIGHT = 0.1
-# Half the time of float32, where there are instructions for it
-BF16 = torch.cuda.is_available() or torch.cpu.get_capabilities().get("avx512_bf16", False)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Half the time of float32 on a processor that has instructions for it; a GPU waits for kernels of this size in either
+BF16 = DEVICE == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 # Settings of `FocusDPOConfig`, and weights of the losses. All methods share the trainer, so that nothing else differs. Stored
 # runs are known by a method's name: whoever changes what one does takes its runs out of `results`.
@@ -132,7 +137,7 @@ class Run:
 
 
 def precision():
-    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16, enabled=BF16)
+    return torch.autocast(DEVICE, torch.bfloat16, enabled=BF16)
 
 
 # ---- Pairs, encoded once ----
@@ -151,29 +156,34 @@ def pairs_of(regime: str, seed: int, relevant_only: bool, split: str = "train", 
     if regime == "on-policy":
         seed = 0
     folder = folder_of(regime, seed, relevant_only, split, n_pairs)
-    if folder.exists():
-        return datasets.load_from_disk(folder)
-    if regime == "mixed":
-        parts = [*RENDERED, "on-policy"]
-        found = [pairs_of(part, seed, relevant_only, split, n_pairs) for part in parts]
-        rows = datasets.concatenate_datasets([part.select(range(n_pairs // len(parts))) for part in found])
-    elif regime == "on-policy":
-        both = on_policy_pairs(min(n_pairs, N_ON_POLICY), split, seed)
-        keep(both[not relevant_only], folder_of(regime, seed, not relevant_only, split, n_pairs))
-        rows = both[relevant_only]
-    else:
-        rows = make_pairs(regime, n_pairs, split, seed, relevant_only)
-    keep(rows, folder)
+    with one_process(f"{regime}-{split}-{n_pairs}-{seed}"):
+        if folder.exists():
+            return datasets.load_from_disk(folder)
+        if regime == "mixed":
+            parts = [*RENDERED, "on-policy"]
+            found = [pairs_of(part, seed, relevant_only, split, n_pairs) for part in parts]
+            rows = datasets.concatenate_datasets([part.select(range(n_pairs // len(parts))) for part in found])
+        elif regime == "on-policy":
+            both = on_policy_pairs(min(n_pairs, N_ON_POLICY), split, seed)
+            keep(both[not relevant_only], folder_of(regime, seed, not relevant_only, split, n_pairs))
+            rows = both[relevant_only]
+        else:
+            rows = make_pairs(regime, n_pairs, split, seed, relevant_only)
+        keep(rows, folder)
     return rows
 
 
 def keep(rows: datasets.Dataset, folder: Path):
-    """Writes rows so that the folder is there once it is whole, also where two processes write it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    """Writes rows so that the folder is there once it is whole."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as made:
         rows.save_to_disk(Path(made) / "rows")
-        if not folder.exists():
-            (Path(made) / "rows").rename(folder)
+        (Path(made) / "rows").rename(folder)
+
+
+def one_process(work: str) -> FileLock:
+    """Within it no other process does the same work, which then finds what this one made."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    return FileLock(CACHE / f"{work}.lock")
 
 
 def on_policy_pairs(n_pairs: int, split: str, seed: int, chunk: int = 64) -> tuple[datasets.Dataset, datasets.Dataset]:
@@ -181,7 +191,7 @@ def on_policy_pairs(n_pairs: int, split: str, seed: int, chunk: int = 64) -> tup
     Best against worst of `N_SAMPLES` samples of the base; prompts whose samples hardly differ are left out. Once with
     masks of all subjects, once with those of the relevant ones alone.
     """
-    base, both, asked = load_base(), ([], []), 0
+    base, both, asked = load_base().to(DEVICE), ([], []), 0
     while len(both[0]) < n_pairs:
         rngs = [generator(split, 11, seed, i) for i in range(asked, asked + chunk)]
         asked += chunk
@@ -217,7 +227,7 @@ def drawn_scores(
     """Scores of each scene, by name."""
     scenes, references, seeds = scenes_of(split, n_scenes, n_subjects, unseen, first)
     with precision():
-        images = draw(pipeline, scenes, references, seeds)
+        images = draw(pipeline, scenes, references, seeds, batch_size=64 if DEVICE == "cpu" else 512)
     scores = score_all(images, scenes)
     return {name: np.round(values, 4).tolist() for name, values in scores.items()}
 
@@ -282,7 +292,7 @@ def config_of(run: Run, output_dir: str) -> FocusDPOConfig:
         logging_steps=min(20, run.steps),
         gradient_checkpointing=False,
         bf16=BF16,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=DEVICE == "cpu",
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -292,13 +302,14 @@ def config_of(run: Run, output_dir: str) -> FocusDPOConfig:
 
 def train(run: Run, curve: Curve | None = None) -> FocusDPOTrainer:
     """Trains a LoRA on the base, as the run says."""
+    relevant_only = run.method == "oracle"
+    pairs = pairs_of(run.regime, run.seed, relevant_only)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = FocusDPOTrainer(
-            load_base(),
-            args=config_of(run, folder),
-            train_dataset=pairs_of(run.regime, run.seed, relevant_only=run.method == "oracle"),
-            callbacks=[curve] if curve else [],
-        )
+        with one_process(f"encoding-{run.regime}-{run.seed}-{relevant_only}"):
+            trainer = FocusDPOTrainer(
+                load_base(), args=config_of(run, folder), train_dataset=pairs, callbacks=[curve] if curve else []
+            )
+            trainer.get_train_dataloader()  # measures what a gate needs
         if curve:
             curve.trainer = trainer
         trainer.remove_callback(PrinterCallback)
@@ -321,13 +332,13 @@ def execute(run: Run, split: str, n_scenes: int, ends: Iterable[tuple[int, bool]
     began = time.monotonic()
     curve = Curve(split, n_scenes) if curve else None
     if run.method == "base":
-        pipeline, trainer, logged = load_base(), None, {}
+        pipeline, trainer, logged = load_base().to(DEVICE), None, {}
     else:
         trainer = train(run, curve)
         pipeline = trainer.pipeline
         logged = trainer.state.log_history[-2]
     seconds = time.monotonic() - began - (curve.seconds if curve else 0)
-    result = {"run": asdict(run), "seconds": round(seconds, 1), "split": split, "bf16": BF16}
+    result = {"run": asdict(run), "seconds": round(seconds, 1), "split": split, "bf16": BF16, "device": device_name()}
     if curve:
         result["curve"] = curve.points
     if trainer is not None:
@@ -336,15 +347,20 @@ def execute(run: Run, split: str, n_scenes: int, ends: Iterable[tuple[int, bool]
             for name in ("gradient_factor", "rewards/accuracies", "rewards/margins", "rewards/margins/inside")
         }
         held_out = pairs_of(run.regime, 0, False, "validation", 64)
-        result["errors"] = error_changes(trainer, held_out)
-        trainer.model.eval()
-    scores = drawn_scores(pipeline, split, n_scenes)
-    result["means"] = means(scores)
-    result["scenes"] = {name: scores[name] for name in PER_SCENE}
-    for n_subjects, unseen in ends:
-        name = f"{n_subjects}{'-unseen' if unseen else ''}"
-        result[f"means-{name}"] = means(drawn_scores(pipeline, split, n_scenes // 4, n_subjects, unseen))
+        with one_process(f"encoding-{run.regime}-validation"):
+            result["errors"] = error_changes(trainer, held_out)
+    with trainer.sampling() if trainer else nullcontext():
+        scores = drawn_scores(pipeline, split, n_scenes)
+        result["means"] = means(scores)
+        result["scenes"] = {name: scores[name] for name in PER_SCENE}
+        for n_subjects, unseen in ends:
+            name = f"{n_subjects}{'-unseen' if unseen else ''}"
+            result[f"means-{name}"] = means(drawn_scores(pipeline, split, n_scenes // 4, n_subjects, unseen))
     return result
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
 
 
 def stored(stage: str) -> dict[str, dict]:
@@ -370,9 +386,9 @@ def planned(stage: str) -> list[Run]:
             for sft in (0.0, SFT_WEIGHT):
                 runs += [
                     Run(regime, method, beta, sft)
-                    for regime in TUNED_REGIMES
-                    for method in methods
                     for beta in BETAS
+                    for method in methods
+                    for regime in TUNED_REGIMES
                     if not (method == "sft" and (sft or beta != BETAS[0]))  # SFT alone does not know beta
                 ]
         return runs
@@ -387,8 +403,8 @@ def planned(stage: str) -> list[Run]:
         runs = [Run("minimal", "base", 0.0)]
         for methods in AS_RUN:
             for seed in range(5):
-                for regime in MAIN_REGIMES:
-                    for method in methods:
+                for method in methods:
+                    for regime in MAIN_REGIMES:
                         runs += chosen(regime, method, seed=seed)
         return runs
     return [run for regime in TUNED_REGIMES for each in ABLATIONS for run in chosen(regime, ABLATED, settings=each)]
@@ -400,11 +416,12 @@ def main():
     for name in ("regimes", "methods", "betas", "sft", "seeds"):
         parser.add_argument(f"--{name}", type=lambda text: text.split(","), help="only these, separated by commas")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="runs at a time, each on one thread; they share a GPU"
+    )
     parser.add_argument("--again", action="store_true", help="run what is stored too, and store nothing")
     args = parser.parse_args()
-    logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    began, done = time.monotonic(), stored(args.stage)
+    done, deadline = stored(args.stage), time.time() + 60 * args.minutes
     cells = [
         run
         for run in planned(args.stage)
@@ -419,19 +436,11 @@ def main():
             f"No run of `{args.stage}` is of these. Regimes: {', '.join(MAIN_REGIMES)}; methods: base, {', '.join(METHODS)}. "
             "Those of `main` and `ablate` need an operating point: `tune` the method there, or in `mixed`."
         )
-    for run in cells:
-        if run.key in done and not args.again:
+    cells = [run for run in cells if args.again or run.key not in done]
+    for run, result in each_result(partial(measure, args.stage, args.again, deadline), cells, args.processes):
+        if result is None:
+            print(f"out of time for {run.key}; start again to go on")
             continue
-        if time.monotonic() - began > 60 * args.minutes:
-            print("out of time; start again to go on")
-            break
-        if args.stage == "main":
-            ends = ((3, False), (4, False), (2, True)) if run.seed == 0 and not args.again else ()
-            result = execute(run, "test", 512, ends, curve=False)
-        elif args.stage == "tune":
-            result = execute(run, "validation", 128)
-        else:
-            result = execute(run, "validation", 512, curve=False)
         shown = {name: result["means"][name] for name in PER_SCENE}
         print(run.key, result["seconds"], "s", shown, flush=True)
         if args.again:
@@ -442,6 +451,37 @@ def main():
             RESULTS.mkdir(exist_ok=True)
             with (RESULTS / f"{args.stage}.jsonl").open("a") as file:
                 file.write(json.dumps(result) + "\n")
+
+
+def measure(stage: str, again: bool, deadline: float, run: Run) -> tuple[Run, dict | None]:
+    """A run of a stage, and what came of it; `None` if its time was over before it began."""
+    if time.time() > deadline:
+        return run, None
+    logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    if stage == "main":
+        ends = ((3, False), (4, False), (2, True)) if run.seed == 0 and not again else ()
+        return run, execute(run, "test", 512, ends, curve=False)
+    if stage == "tune":
+        return run, execute(run, "validation", 128)
+    return run, execute(run, "validation", 512, curve=False)
+
+
+def each_result(measure: Callable, cells: Sequence[Run], processes: int) -> Iterator:
+    """What `measure` returns of each run, as they end."""
+    if processes == 1:
+        yield from map(measure, cells)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
+        failed = []
+        for future in as_completed([pool.submit(measure, run) for run in cells]):
+            if error := future.exception():
+                failed.append(error)  # the others are worth keeping
+            else:
+                yield future.result()
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(cells)} runs failed") from failed[0]
 
 
 def against_stored(result: dict, before: dict) -> Iterator[str]:

@@ -66,7 +66,7 @@ def main():
     draw_training(trainer.state.log_history, OUTPUT / "training.png")
 
     # What a user of the LoRA does: the base pipeline, and one line
-    loaded = load_base()
+    loaded = load_base().to(args.device)
     loaded.load_lora_weights(OUTPUT)
     after = means(drawn_scores(loaded, "test", N_SCENES, first=FIRST))
     drawn_after = draw(loaded, scenes, references, seeds)

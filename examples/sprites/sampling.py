@@ -44,14 +44,14 @@ def draw(
         `np.ndarray` of shape `(scenes, SCENE, SCENE, 3)` and dtype uint8.
     """
     family = Flux2(pipeline, ENCODE_PROMPT_KWARGS)
-    cells = SCENE // TOKEN
+    cells, device = SCENE // TOKEN, family.denoiser.device
     sigmas = torch.linspace(1, 1 / n_steps, n_steps).tolist() + [0.0]
     images = []
     for start in range(0, len(scenes), batch_size):
         part = slice(start, start + batch_size)
         prompt = family.encode_prompt([prompt_of(scene) for scene in scenes[part]])
         latents = [
-            family.encode_image(torch.stack([*map(image_to_tensor, column)]).float() / 127.5 - 1)
+            family.encode_pixels(torch.stack([*map(image_to_tensor, column)]))
             for column in zip(*references[part], strict=True)
         ]
         x_BCHW = torch.stack(
@@ -59,9 +59,10 @@ def draw(
                 torch.randn(4 * LATENT_CHANNELS, cells, cells, generator=torch.Generator().manual_seed(seed))
                 for seed in seeds[part]
             ]
-        )
+        ).to(device)
         for sigma, following in zip(sigmas, sigmas[1:], strict=False):
-            velocity_BCHW = family.predict(family.denoiser, x_BCHW, torch.full((len(x_BCHW),), sigma), prompt, latents)
+            sigma_B = torch.full((len(x_BCHW),), sigma, device=device)
+            velocity_BCHW = family.predict(family.denoiser, x_BCHW, sigma_B, prompt, latents)
             x_BCHW = x_BCHW + (following - sigma) * velocity_BCHW
         images.append(decode(pipeline, x_BCHW))
     return np.concatenate(images)
@@ -74,4 +75,4 @@ def decode(pipeline, x_BCHW: torch.Tensor) -> np.ndarray:
     mean, std = (value[None, :, None, None] for value in (vae.bn.running_mean, vae.bn.running_var))
     std = (std + vae.config.batch_norm_eps).sqrt()
     pixels = vae.decode(pipeline._unpatchify_latents(x_BCHW * std + mean)).sample
-    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()

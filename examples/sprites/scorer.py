@@ -32,6 +32,14 @@ from .world import (
 )
 
 
+STEPS = range(0, ROOM + 1, TOKEN)
+PLACES = [  # quadrant by quadrant
+    (row + down, column + right)
+    for row in (0, QUADRANT)
+    for column in (0, QUADRANT)
+    for down in STEPS
+    for right in STEPS
+]
 PRESENT = 0.4  # share of a subject's own contrast that has to be explained for it to be there
 
 
@@ -69,14 +77,13 @@ def look(image: np.ndarray) -> tuple[int, list[tuple[int, tuple[int, int], float
     ground = int(np.square(np.array([*GROUNDS.values()]) - median).sum(axis=1).argmin())
     rest = image - np.array([*GROUNDS.values()][ground], np.float32)
     contrast, norms = contrasts(ground)
+    windows = np.stack([rest[top : top + SPRITE, left : left + SPRITE].ravel() for top, left in PLACES])
+    gains = (2 * windows @ contrast.T - norms).reshape(len(SLOTS), -1)  # of each place and subject of a quadrant
     seen = []
-    steps = range(0, ROOM + 1, TOKEN)
-    for row, column in ((0, 0), (0, QUADRANT), (QUADRANT, 0), (QUADRANT, QUADRANT)):
-        places = [(row + down, column + right) for down in steps for right in steps]
-        windows = np.stack([rest[top : top + SPRITE, left : left + SPRITE].ravel() for top, left in places])
-        gains = 2 * windows @ contrast.T - norms
-        place, subject = np.unravel_index(gains.argmax(), gains.shape)
-        seen.append((int(subject), places[place], float(gains[place, subject] / norms[subject])))
+    for quadrant, best in enumerate(gains.argmax(axis=1)):
+        place, subject = divmod(int(best), len(SUBJECTS))
+        place += quadrant * len(PLACES) // len(SLOTS)
+        seen.append((subject, PLACES[place], float(gains[quadrant, best] / norms[subject])))
     return ground, seen
 
 
