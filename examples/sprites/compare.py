@@ -14,6 +14,7 @@ so that all may be stopped and started at will.
 import argparse
 import json
 import multiprocessing
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,7 +35,7 @@ from transformers.utils import logging
 from trl_focus import FocusDPOConfig, FocusDPOTrainer
 from trl_focus.noise import denoising_error
 
-from .data import RENDERED, best_and_worst, dataset_of, make_pairs
+from .data import RENDERED, best_and_worst, dataset_of, make_pairs, sampled_row
 from .intervals import interval
 from .pipeline import ENCODE_PROMPT_KWARGS, load_base
 from .sampling import draw
@@ -44,17 +45,15 @@ from .world import SCENE, draw_scene, generator, references_of
 
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path("outputs/sprites/pairs")
-N_PAIRS = 1024
+N_PAIRS = 640
 N_ON_POLICY = 512  # they have to be drawn
 N_SAMPLES = 4  # of a prompt, best and worst of which make an on-policy pair
 
 STEPS, BATCH_SIZE, LEARNING_RATE = 80, 16, 1e-3
 CURVE = (20, 40, 80)  # steps at which scenes are drawn, any of which may become a method's operating point
-BETAS = (2.0, 10.0, 50.0, 300.0, 2000.0)
+BETAS = (300.0, 50.0, 2000.0, 10.0)  # in this order
 SFT_WEIGHT = 0.1
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Half the time of float32 on a processor that has instructions for it; a GPU waits for kernels of this size in either
-BF16 = DEVICE == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 # Settings of `FocusDPOConfig`, and weights of the losses. All methods share the trainer, so that nothing else differs. Stored
 # runs are known by a method's name: whoever changes what one does takes its runs out of `results`.
@@ -70,12 +69,11 @@ METHODS: dict[str, dict] = {
     "focus-held": {
         "focus_map": "focus",
         "subject_gate": "shown",
-        "background_weight": 0.03,
         "losses": {"sigmoid": 1.0, "anchor": ANCHOR},
     },
     "oracle": {"focus_map": "mask"},  # with masks of the subjects in which the pair differs as the label says
 }
-MAIN_METHODS = ("dpo", "focus", "mask", "oracle", "focus-shown", "focus-held")
+MAIN_METHODS = ("dpo", "focus", "focus-held", "mask", "focus-shown", "oracle")
 AS_RUN = (MAIN_METHODS, tuple(method for method in METHODS if method not in MAIN_METHODS))  # in this order
 PER_SCENE = ("identity", "leakage", "background_error", "residual")  # kept for each scene, for intervals
 # The last serves the rest, which are in it
@@ -90,10 +88,11 @@ ABLATIONS: tuple[dict, ...] = (
     {"leak_weight": 0.0},
     {"detail_weight": 0.0},
     {"background_weight": 0.0},
-    {"background_weight": 0.03},
+    {"background_weight": 0.1},
     {"background_weight": 0.3},
     {"loss_type": ["sigmoid", "anchor"], "loss_weights": [1.0, ANCHOR]},
-    {"background_weight": 0.03, "loss_type": ["sigmoid", "anchor"], "loss_weights": [1.0, ANCHOR]},
+    {"subject_gate": "shown", "loss_type": ["sigmoid", "anchor"], "loss_weights": [1.0, ANCHOR]},
+    {"subject_gate": "shown", "loss_type": ["sigmoid", "anchor"], "loss_weights": [1.0, 4 * ANCHOR]},
     {"focus_normalization": "mean"},
     {"focus_normalization": "subject"},
     {"focus_matching": "top_k"},
@@ -106,7 +105,8 @@ ABLATIONS: tuple[dict, ...] = (
 @dataclass(frozen=True)
 class Run:
     """
-    What makes a run. Two runs that differ in `method` or `beta` alone see the same pairs, noise and noise levels.
+    What makes a run. Two runs that differ in `method` or `beta` alone see the same pairs, noise and noise levels, if both are on
+    the CPU or both on a GPU.
 
     Attributes:
         regime, method (`str`):
@@ -134,10 +134,6 @@ class Run:
     @property
     def key(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
-
-
-def precision():
-    return torch.autocast(DEVICE, torch.bfloat16, enabled=BF16)
 
 
 # ---- Pairs, encoded once ----
@@ -177,7 +173,8 @@ def keep(rows: datasets.Dataset, folder: Path):
     """Writes rows so that the folder is there once it is whole."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as made:
         rows.save_to_disk(Path(made) / "rows")
-        (Path(made) / "rows").rename(folder)
+        if not folder.exists():  # those of `on-policy` come in twos
+            (Path(made) / "rows").rename(folder)
 
 
 def one_process(work: str) -> FileLock:
@@ -197,15 +194,13 @@ def on_policy_pairs(n_pairs: int, split: str, seed: int, chunk: int = 64) -> tup
         asked += chunk
         scenes = [draw_scene(rng, split, 2) for rng in rngs]
         references = [references_of(scene.subjects, rng) for scene, rng in zip(scenes, rngs, strict=True)]
-        with precision():
-            samples = [
-                draw(base, scenes, references, [int(rng.integers(2**31)) for rng in rngs]) for _ in range(N_SAMPLES)
-            ]
+        samples = [
+            draw(base, scenes, references, [int(rng.integers(2**31)) for rng in rngs]) for _ in range(N_SAMPLES)
+        ]
         for i, (scene, rng) in enumerate(zip(scenes, rngs, strict=True)):
-            for relevant_only, rows in enumerate(both):
-                row = best_and_worst(scene, [images[i] for images in samples], bool(relevant_only), deepcopy(rng))
-                if row is not None:
-                    rows.append(row)
+            if shown := best_and_worst(scene, [images[i] for images in samples]):
+                for relevant_only, rows in enumerate(both):
+                    rows.append(sampled_row(scene, shown, bool(relevant_only), deepcopy(rng)))
     return tuple(dataset_of(rows[:n_pairs]) for rows in both)
 
 
@@ -226,8 +221,7 @@ def drawn_scores(
 ) -> dict[str, list]:
     """Scores of each scene, by name."""
     scenes, references, seeds = scenes_of(split, n_scenes, n_subjects, unseen, first)
-    with precision():
-        images = draw(pipeline, scenes, references, seeds, batch_size=64 if DEVICE == "cpu" else 512)
+    images = draw(pipeline, scenes, references, seeds, batch_size=64 if DEVICE == "cpu" else 512)
     scores = score_all(images, scenes)
     return {name: np.round(values, 4).tolist() for name, values in scores.items()}
 
@@ -291,7 +285,7 @@ def config_of(run: Run, output_dir: str) -> FocusDPOConfig:
         max_steps=run.steps,
         logging_steps=min(20, run.steps),
         gradient_checkpointing=False,
-        bf16=BF16,
+        bf16=False,  # on every device, so that stored runs can be compared
         use_cpu=DEVICE == "cpu",
         save_strategy="no",
         report_to="none",
@@ -305,7 +299,7 @@ def train(run: Run, curve: Curve | None = None) -> FocusDPOTrainer:
     relevant_only = run.method == "oracle"
     pairs = pairs_of(run.regime, run.seed, relevant_only)
     with tempfile.TemporaryDirectory() as folder:
-        with one_process(f"encoding-{run.regime}-{run.seed}-{relevant_only}"):
+        with one_process(f"encoding-{run.regime}-{run.seed * (run.regime != 'on-policy')}-{relevant_only}"):
             trainer = FocusDPOTrainer(
                 load_base(), args=config_of(run, folder), train_dataset=pairs, callbacks=[curve] if curve else []
             )
@@ -338,7 +332,7 @@ def execute(run: Run, split: str, n_scenes: int, ends: Iterable[tuple[int, bool]
         pipeline = trainer.pipeline
         logged = trainer.state.log_history[-2]
     seconds = time.monotonic() - began - (curve.seconds if curve else 0)
-    result = {"run": asdict(run), "seconds": round(seconds, 1), "split": split, "bf16": BF16, "device": device_name()}
+    result = {"run": asdict(run), "seconds": round(seconds, 1), "split": split, "device": device_name()}
     if curve:
         result["curve"] = curve.points
     if trainer is not None:
@@ -402,7 +396,7 @@ def planned(stage: str) -> list[Run]:
     if stage == "main":
         runs = [Run("minimal", "base", 0.0)]
         for methods in AS_RUN:
-            for seed in range(5):
+            for seed in range(5 if methods is MAIN_METHODS else 1):
                 for method in methods:
                     for regime in MAIN_REGIMES:
                         runs += chosen(regime, method, seed=seed)
@@ -436,21 +430,22 @@ def main():
             f"No run of `{args.stage}` is of these. Regimes: {', '.join(MAIN_REGIMES)}; methods: base, {', '.join(METHODS)}. "
             "Those of `main` and `ablate` need an operating point: `tune` the method there, or in `mixed`."
         )
-    cells = [run for run in cells if args.again or run.key not in done]
+    cells, left = [run for run in cells if args.again or run.key not in done], 0
     for run, result in each_result(partial(measure, args.stage, args.again, deadline), cells, args.processes):
         if result is None:
-            print(f"out of time for {run.key}; start again to go on")
+            left += 1
             continue
         shown = {name: result["means"][name] for name in PER_SCENE}
         print(run.key, result["seconds"], "s", shown, flush=True)
         if args.again:
-            print(
-                "\n".join(against_stored(result, done[run.key]) if run.key in done else ["  not stored"]), flush=True
-            )
+            stated = [other for other in done.values() if Run(**{**other["run"], "seed": run.seed}) == run]
+            print("\n".join(against_stored(result, stated) if stated else ["  not stored"]), flush=True)
         else:
             RESULTS.mkdir(exist_ok=True)
             with (RESULTS / f"{args.stage}.jsonl").open("a") as file:
                 file.write(json.dumps(result) + "\n")
+    if left:
+        print(f"out of time, with {left} runs left; start again to go on")
 
 
 def measure(stage: str, again: bool, deadline: float, run: Run) -> tuple[Run, dict | None]:
@@ -467,28 +462,40 @@ def measure(stage: str, again: bool, deadline: float, run: Run) -> tuple[Run, di
     return run, execute(run, "validation", 512, curve=False)
 
 
+def _begin_process():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it; the pool would take it for a failed run, and go on
+    torch.set_num_threads(1)
+
+
 def each_result(measure: Callable, cells: Sequence[Run], processes: int) -> Iterator:
     """What `measure` returns of each run, as they end."""
     if processes == 1:
         yield from map(measure, cells)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
-        failed = []
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin_process)
+    failed = []
+    try:
         for future in as_completed([pool.submit(measure, run) for run in cells]):
             if error := future.exception():
                 failed.append(error)  # the others are worth keeping
             else:
                 yield future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(cells)} runs failed") from failed[0]
 
 
-def against_stored(result: dict, before: dict) -> Iterator[str]:
-    """A line for each measure of a run that was run again: what is stored, and whether the new one is within its interval."""
+def against_stored(result: dict, stated: Sequence[dict]) -> Iterator[str]:
+    """
+    A line for each measure of a run that was run again: what the stored ones of all seeds state, and whether it is inside. The
+    interval of one seed says nothing of how runs differ.
+    """
     for name in PER_SCENE:
-        mean, low, high = interval([before["scenes"][name]])
+        mean, low, high = interval([before["scenes"][name] for before in stated])
         place = "inside" if low <= result["means"][name] <= high else "OUTSIDE"
+        if len(stated) == 1:
+            place = "one seed is stored"
         yield f"  {name}: stored {mean:.3f} [{low:.3f}, {high:.3f}], now {result['means'][name]:.3f}: {place}"
 
 

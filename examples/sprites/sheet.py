@@ -15,7 +15,7 @@ import PIL.Image
 
 from examples.pictures import caption, save, sheet, show
 
-from .compare import Run, drawn_scores, operating_points, precision, scenes_of, train
+from .compare import DEVICE, Run, drawn_scores, operating_points, scenes_of, train
 from .pipeline import load_base
 from .sampling import draw
 from .world import Scene, prompt_of, render
@@ -23,7 +23,7 @@ from .world import Scene, prompt_of, render
 
 PATH = Path("docs/images/sprites_samples.png")
 N_SCENES, N_SHOWN = 64, 6
-METHODS = ("dpo", "focus", "focus-shown")
+METHODS = ("dpo", "focus", "focus-held")
 
 
 def leaking(scores: dict[str, list], most: int) -> np.ndarray:
@@ -48,14 +48,13 @@ def draw_sheet(
 
 
 def main(regime: str = "nuisance-strong"):
-    base = load_base()
+    base = load_base().to(DEVICE)
     shown = leaking(drawn_scores(base, "test", N_SCENES), N_SHOWN)
     scenes, references, seeds = ([part[i] for i in shown] for part in scenes_of("test", N_SCENES, 2))
-    with precision():
-        drawn = {"base": draw(base, scenes, references, seeds)}
+    drawn = {"base": draw(base, scenes, references, seeds)}
     for method in METHODS:
         trainer = train(Run(regime, method, **operating_points()[method][regime]))
-        with trainer.sampling(), precision():
+        with trainer.sampling():
             drawn[method] = draw(trainer.pipeline, scenes, references, seeds)
     draw_sheet(scenes, references, drawn, PATH)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from examples.sprites.data import RENDERED, best_and_worst, make_pairs, rendered_pair
+from examples.sprites.data import RENDERED, best_and_worst, make_pairs, rendered_pair, sampled_row
 from examples.sprites.pipeline import BASE, ENCODE_PROMPT_KWARGS, load_base, untrained_pipeline, untrained_vae
 from examples.sprites.pretrain import with_habit
 from examples.sprites.sampling import draw
@@ -215,11 +215,12 @@ def test_best_and_worst_of_samples():
     leaked = leaks(scene, 0)[0]
     worst = leaked._replace(subjects=(leaked.subjects[0], leaks(scene, 1)[0].subjects[1]))
     images = [render(picture) for picture in (leaked, scene._replace(corners=(0, 3)), worst)]
-    row = best_and_worst(scene, images, False, generator("train", 1))
+    shown = best_and_worst(scene, images)
+    row = sampled_row(scene, shown, False, generator("train", 1))
     assert (np.asarray(row["chosen"]) == images[1]).all() and (np.asarray(row["rejected"]) == images[2]).all()
     assert (np.asarray(row["chosen_masks"][1]) == scene_masks(scene._replace(corners=(0, 3)))[1]).all()
-    assert best_and_worst(scene, images[:1] * 2, False, generator("train", 1)) is None
-    row = best_and_worst(scene, images[:2], True, generator("train", 1))
+    assert best_and_worst(scene, images[:1] * 2) is None
+    row = sampled_row(scene, best_and_worst(scene, images[:2]), True, generator("train", 1))
     assert [mask is not None for mask in row["chosen_masks"]] == [True, False]
 
 

@@ -30,7 +30,6 @@ def small(monkeypatch, tmp_path):
 
     monkeypatch.setattr(compare, "load_base", base)
     monkeypatch.setattr(compare, "CACHE", tmp_path / "pairs")
-    monkeypatch.setattr(compare, "BF16", False)
     monkeypatch.setattr(compare, "CURVE", (2, 4))
     monkeypatch.setattr(compare, "BATCH_SIZE", 4)
     for function in (compare.pairs_of, compare.scenes_of):
@@ -80,19 +79,29 @@ def test_a_run_ends_in_one_line_and_is_not_run_again(small, monkeypatch, tmp_pat
     monkeypatch.setattr("sys.argv", ["compare", "tune", "--methods", "base", "--again"])
     compare.main()  # draws the same scenes again
     again = capsys.readouterr().out
-    assert again.count(": inside") == len(compare.PER_SCENE) and "OUTSIDE" not in again
+    assert again.count(": one seed is stored") == len(compare.PER_SCENE)
     assert len((tmp_path / "results/tune.jsonl").read_text().splitlines()) == 2
     monkeypatch.setattr("sys.argv", ["compare", "tune", "--methods", "dop"])
     with pytest.raises(SystemExit, match="No run of `tune` is of these. .*methods: base, sft, dpo"):
         compare.main()
 
 
+def test_a_run_that_fails_in_a_process_spoils_no_other():
+    ended = []
+    with pytest.raises(RuntimeError, match="1 of 3 runs failed") as failure:
+        for value in compare.each_result(int, ["1", "x", "3"], processes=2):
+            ended.append(value)
+    assert sorted(ended) == [1, 3] and isinstance(failure.value.__cause__, ValueError)
+
+
 def test_runs_that_land_elsewhere_are_told_so():
     before = result("dpo", scenes=[0.0, 0.5, 1.0, 0.5] * 4)
-    lines = [*compare.against_stored({"means": dict.fromkeys(compare.PER_SCENE, 0.6)}, before)]
+    lines = [*compare.against_stored({"means": dict.fromkeys(compare.PER_SCENE, 0.6)}, [before] * 2)]
     assert lines[0].startswith("  identity: stored 0.500 [0.3") and lines[0].endswith("now 0.600: inside")
-    lines = [*compare.against_stored({"means": dict.fromkeys(compare.PER_SCENE, 0.8)}, before)]
+    lines = [*compare.against_stored({"means": dict.fromkeys(compare.PER_SCENE, 0.8)}, [before] * 2)]
     assert lines[0].endswith("now 0.800: OUTSIDE")
+    lines = [*compare.against_stored({"means": dict.fromkeys(compare.PER_SCENE, 0.8)}, [before])]
+    assert lines[0].endswith("now 0.800: one seed is stored")
 
 
 def test_held_out_errors_are_of_validation_pairs(small, monkeypatch):
@@ -118,7 +127,8 @@ def test_main_contrasts_cover_all_cells_at_their_points(monkeypatch):
     points["sft"] = {compare.TUNED_REGIMES[0]: tuned}  # spoils the pictures of another regime at every point
     monkeypatch.setattr(compare, "operating_points", lambda: points)
     runs = compare.planned("main")
-    assert len({run.key for run in runs}) == len(runs) == 1 + 5 * (len(REGIMES) * (len(METHODS) - 1) + 1)
+    main, others = compare.AS_RUN  # the others on one seed alone, `sft` of them in one regime alone
+    assert len({run.key for run in runs}) == len(runs) == 1 + len(REGIMES) * (5 * len(main) + len(others) - 1) + 1
     assert {run.regime for run in runs} == set(REGIMES)
     for run in runs[1:]:
         point = tuned if run.regime == compare.TUNED_REGIMES[0] else mixed

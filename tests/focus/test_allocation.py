@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 
 import math
-from dataclasses import FrozenInstanceError, astuple, fields
+from dataclasses import FrozenInstanceError, astuple, fields, replace
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from trl_focus.focus.allocation import (
 from trl_focus.focus.correspondence import Correspondence, alignment_ratio, graded, top_k
 
 
-DEFAULT = FocusWeights()
+DEFAULT = FocusWeights(0.1, 0.4, 0.2, 0.3, 0.2)
 HOW = ("none", "mean", "subject")
 LEVELS = torch.tensor([0.0, 0.25, 1.0])
 
@@ -108,7 +108,7 @@ class TestCompose:
 
         mask_BHW = 0.1 + 0.4 * prior_BHW
         torch.testing.assert_close(weights(None, None), mask_BHW)
-        without = weights(correspondence, detail_BHW, FocusWeights(structure=0, leak=0))
+        without = weights(correspondence, detail_BHW, replace(DEFAULT, structure=0, leak=0))
         torch.testing.assert_close(weights(None, detail_BHW), without)
         torch.testing.assert_close(weights(correspondence, None), weights(correspondence, 0 * detail_BHW))
 

@@ -114,8 +114,8 @@ class TestFocus:
         else:
             found = top_k(SIMILARITY, SUBJECTS, MASKS, match_share(LEVELS))
         union, gate = torch.tensor(UNION), torch.tensor([1.0, 0.0])[:, None, None]
-        expected = 0.1 + union * (
-            0.4
+        expected = 0.03 + union * (
+            0.47
             + 0.2 * (1 - found.matched_BHW) * (1 - found.leak_BHW)
             + 0.3 * found.leak_BHW
             + 0.2 * gate * (1 - LEVELS[:, None, None]) * DETAIL
@@ -134,7 +134,7 @@ class TestFocus:
         maps = focus(given, FocusSettings(subject_gate="shown"))
         gate = torch.tensor([1, 0.02 / (0.48 + 0.02), 0])[:, None].expand(3, 3)
         torch.testing.assert_close(maps["prior"], torch.stack([gate] * 2))
-        expected = 0.1 + gate * (0.4 + 0.2 * torch.tensor([0.5, 1, 0])[:, None])
+        expected = 0.03 + gate * (0.47 + 0.2 * torch.tensor([0.5, 1, 0])[:, None])
         torch.testing.assert_close(maps["weights"][0], expected)
         plain = focus(given, FocusSettings())
         assert plain["prior"].sum() == 12
@@ -176,7 +176,7 @@ class TestFocus:
     @pytest.mark.parametrize("matching", MATCHINGS)
     def test_without_references_and_detail_it_is_the_prior(self, matching):
         maps = focus(context(), FocusSettings(matching=matching))
-        torch.testing.assert_close(maps["weights"], 0.1 + 0.4 * torch.tensor(UNION))
+        torch.testing.assert_close(maps["weights"], 0.03 + 0.47 * torch.tensor(UNION))
         assert maps.keys() == {"prior", "weights"}
 
     def test_no_matching_leaves_similarity_alone(self):
@@ -295,7 +295,7 @@ def test_weights_whatever_comes_in(given, name, where, matching, gate, threshold
     for part in maps.values():
         assert part.shape == (len(given.level_B), *given.grid) and not part.requires_grad
         assert part.isfinite().all() and (part >= 0).all() and (part <= 1 + 1e-6).all()
-    assert (maps["weights"] >= 0.1).all()
+    assert (maps["weights"] >= 0.03).all()
 
 
 @pytest.mark.parametrize("name", FOCUS_MAPS)

@@ -40,7 +40,7 @@ def test_without_a_model(level):
     noise = 0.8 if level <= 0.5 else 0.0  # of noise most is detail; the gate closes at 0.5
     assert (parts["detail"][0, :, :2] > (1 - level) * noise - 1e-6).all() and (parts["detail"][0, :, 2:] == 0).all()
     assert (parts["detail"] > 0).any() == (level <= 0.5)
-    torch.testing.assert_close(parts["weights"], 0.1 + 0.4 * parts["prior"] + 0.2 * parts["detail"])
+    torch.testing.assert_close(parts["weights"], 0.03 + 0.47 * parts["prior"] + 0.2 * parts["detail"])
 
 
 def test_drawn():

@@ -13,6 +13,7 @@ from trl import TrlParser
 
 from trl_focus import DiffusionDPOConfig, FocusDPOConfig
 from trl_focus._compat import _BaseConfig
+from trl_focus.focus.allocation import FocusWeights
 from trl_focus.trainer import diffusion_dpo_config
 
 
@@ -172,7 +173,7 @@ FOCUS_REFUSALS = {
     "structure infinite": ({"structure_weight": float("inf")}, "`structure_weight` is inf"),
     "leak negative": ({"leak_weight": -1e-9}, "`leak_weight` is -1e-09"),
     "detail negative": ({"detail_weight": -2.0}, "`detail_weight` is -2.0"),
-    "nothing left": ({"leak_weight": 0.8}, "parts of 'focus' leave -0.1 to 1 for `prior_weight`: set it yourself"),
+    "nothing left": ({"leak_weight": 0.8}, "parts of 'focus' leave -0.03 to 1 for `prior_weight`: set it yourself"),
     "nothing left in mask": (
         {"focus_map": "mask", "background_weight": 1.5},
         "'mask' leave -0.5 to 1 for `prior_weight`",
@@ -200,19 +201,20 @@ FOCUS_REFUSALS = {
 @pytest.mark.parametrize(
     "kwargs,expected",
     [
-        ({}, (0.1, 0.4, 0.2, 0.3, 0.2)),
-        ({"focus_matching": "none"}, (0.1, 0.7, 0.0, 0.0, 0.2)),
-        ({"leak_weight": 0.0}, (0.1, 0.5, 0.2, 0.0, 0.2)),
-        ({"prior_weight": 2.0}, (0.1, 2.0, 0.2, 0.3, 0.2)),
+        ({}, (0.03, 0.47, 0.2, 0.3, 0.2)),
+        ({"focus_matching": "none"}, (0.03, 0.77, 0.0, 0.0, 0.2)),
+        ({"leak_weight": 0.0}, (0.03, 0.57, 0.2, 0.0, 0.2)),
+        ({"prior_weight": 2.0}, (0.03, 2.0, 0.2, 0.3, 0.2)),
         ({"background_weight": 0.5}, (0.5, 0.0, 0.2, 0.3, 0.2)),
-        ({"focus_map": "mask"}, (0.1, 0.9, 0.0, 0.0, 0.0)),
+        ({"focus_map": "mask"}, (0.03, 0.97, 0.0, 0.0, 0.0)),
         ({"focus_map": "patch", "background_weight": 0.0}, (0.0, 1.0, 0.0, 0.0, 0.0)),
-        ({"focus_map": "mask", "prior_weight": 0.3}, (0.1, 0.3, 0.0, 0.0, 0.0)),
+        ({"focus_map": "mask", "prior_weight": 0.3}, (0.03, 0.3, 0.0, 0.0, 0.0)),
     ],
 )
 def test_focus_weights(kwargs, expected):
     """The largest weight a cell can have is 1 unless the user says otherwise."""
     assert astuple(config(FocusDPOConfig, **kwargs).focus_weights) == pytest.approx(expected)
+    assert astuple(FocusWeights()) == pytest.approx(astuple(config(FocusDPOConfig).focus_weights))
 
 
 @pytest.mark.parametrize("cls", CONFIGS)

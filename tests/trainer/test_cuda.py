@@ -1,10 +1,12 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 """What only a GPU can show. The same steps as on the CPU, in half precision too, and none that waits for the device."""
 
+import bitsandbytes as bnb
 import numpy as np
 import pytest
 import torch
 from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig
+from peft import LoraConfig
 
 from examples.sprites import quickstart
 from tests.fixtures.pairs import make_pairs
@@ -50,23 +52,23 @@ def test_a_step_is_that_of_the_cpu(tmp_path, same_noise, family):
 def test_half_precision(tmp_path, same_noise, family):
     expected = gradients_of(tmp_path, family)
     found = gradients_of(tmp_path, family, use_cpu=False)
-    print(family, "bf16", distance(whole(found), whole(expected)), found["loss"].item(), expected["loss"].item())
     assert found["loss"].dtype == torch.float32
-    assert distance(whole(found), whole(expected)) < 0.3
+    assert distance(whole(found), whole(expected)) < (0.3 if family == "z_image_omni" else 0.15)
 
 
-@pytest.mark.parametrize("family", ["flux2_klein", "qwen_image_edit_plus", "sdxl"])
+# Not Qwen-Image, whose forward in diffusers itself brings indices to the device
+@pytest.mark.parametrize("family", ["flux2_klein", "sdxl"])
 @pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True, "target_gradient_factor": 0.4}])
 def test_a_step_does_not_wait_for_the_device(tmp_path, monkeypatch, family, settings):
     make = make_trainer if family == "sdxl" else make_focus_trainer
     trainer = make(output_dir=tmp_path, family=family, use_cpu=False, max_steps=4, logging_steps=4, **settings)
-    compute_loss, steps = type(trainer).training_step, []
+    training_step, steps = type(trainer).training_step, []
 
     def step(self, *args):
         steps.append(args)
         torch.cuda.set_sync_debug_mode("error" if len(steps) > 1 else "default")  # the first fills caches
         try:
-            return compute_loss(self, *args)
+            return training_step(self, *args)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -111,10 +113,16 @@ def test_offloaded_blocks(tmp_path, family, checkpointing):
 
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"])
 def test_optimizers(tmp_path, optim):
-    trainer = make_focus_trainer(tmp_path, use_cpu=False, optim=optim, max_steps=6)
+    lora = LoraConfig(r=512, lora_alpha=512)  # large enough to be kept in 8 bits, and to be paged
+    trainer = make_focus_trainer(
+        tmp_path, use_cpu=False, optim=optim, max_steps=6, learning_rate=1e-4, peft_config=lora
+    )
     before = lora_of(trainer)
     trainer.train()
     after = lora_of(trainer)
+    kept = {state["state1"].dtype for state in trainer.optimizer.optimizer.state.values() if "state1" in state}
+    assert (torch.uint8 in kept) == ("8bit" in optim)
+    assert getattr(trainer.optimizer.optimizer, "is_paged", False) == ("paged" in optim)
     assert all(value.isfinite().all() for value in after.values())
     assert any(not torch.equal(value, before[name]) for name, value in after.items())
 
@@ -131,22 +139,22 @@ def test_quantized_base(tmp_path, settings):
         train_dataset=PAIRS,
         use_cpu=False,
     )
+    assert any(isinstance(part, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt) for part in trainer.family.denoiser.modules())
+    before = lora_of(trainer)
     trainer.train()
-    assert all(value.isfinite().all() and value.is_cuda for value in lora_of(trainer).values())
+    after = lora_of(trainer)
+    assert all(value.isfinite().all() and value.is_cuda for value in after.values())
+    assert any(not torch.equal(value, before[name]) for name, value in after.items())
 
 
 def test_compiled_blocks(tmp_path):
-    plain = make_focus_trainer(tmp_path, use_cpu=False, bf16=False)
-    compiled = make_focus_trainer(tmp_path, use_cpu=False, bf16=False, torch_compile=True)
-    losses = []
-    for trainer in (plain, compiled):
-        trainer.train()
-        losses.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    settings = {"use_cpu": False, "bf16": False}
+    plain = gradients_of(tmp_path, "flux2_klein", **settings)
+    compiled = gradients_of(tmp_path, "flux2_klein", torch_compile=True, **settings)
+    assert distance(whole(compiled), whole(plain)) < 1e-2
 
 
-def test_quickstart(monkeypatch, tmp_path, capsys):
+def test_quickstart(monkeypatch, tmp_path):
     monkeypatch.setattr(quickstart, "OUTPUT", tmp_path)
     quickstart.main()  # ends in an error if the LoRA that is loaded back draws otherwise
-    print(capsys.readouterr().out)
     assert (tmp_path / "pytorch_lora_weights.safetensors").exists()

@@ -81,7 +81,7 @@ def test_numbers_are_those_of_plain_gradients(tmp_path):
         return sum(cosines).item() / 2
 
     assert found.alignment["uniform"][1] == pytest.approx(cosine(torch.ones_like), abs=1e-4)
-    assert found.alignment["mask"][1] == pytest.approx(cosine(lambda m: 0.1 + 0.9 * m), abs=1e-4)
+    assert found.alignment["mask"][1] == pytest.approx(cosine(lambda m: 0.03 + 0.97 * m), abs=1e-4)
 
 
 def test_training_goes_on_as_without(tmp_path):

@@ -173,7 +173,7 @@ def test_all_subjects_absent_is_valid(tmp_path):
     assert data.features["chosen_masks"] == masks
     trainer = make_focus_trainer(tmp_path, train_dataset=data)
     weights = weights_of(trainer, first_batch(trainer))
-    assert torch.allclose(weights.preference_BHW, torch.tensor(0.1))
+    assert torch.allclose(weights.preference_BHW, torch.tensor(0.03))
     trainer.train()
     assert math.isfinite(trainer.state.log_history[-1]["train_loss"])
 
@@ -295,7 +295,7 @@ def test_weights_are_those_of_the_map_on_the_policys_features(tmp_path):
         torch.tensor([[1, 0]] * 4),
         detail_BHW=torch.cat([batch["chosen_detail"], batch["rejected_detail"]]),
     )
-    expected = focus(context, FocusSettings(FocusWeights(0.1, 0.4, 0.2, 0.3, 0.2)))
+    expected = focus(context, FocusSettings(FocusWeights(0.03, 0.47, 0.2, 0.3, 0.2)))
     assert weights.parts.keys() == expected.keys()
     for name, part in expected.items():
         torch.testing.assert_close(weights.parts[name], part, rtol=1e-4, atol=1e-4)
@@ -386,7 +386,7 @@ class TestModelsWithoutReferenceTokens:
         weights = weights_of(trainer, first_batch(trainer))
         assert weights.parts.keys() == {"prior", "detail", "weights"}
         prior, detail = weights.parts["prior"], weights.parts["detail"]
-        torch.testing.assert_close(weights.preference_BHW, 0.1 + 0.7 * prior + 0.2 * detail)
+        torch.testing.assert_close(weights.preference_BHW, 0.03 + 0.77 * prior + 0.2 * detail)
 
     @pytest.mark.parametrize(
         "settings",

@@ -4,6 +4,7 @@
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from benchmarks.steady_memory import LiveObjects
 from tests.fixtures.pairs import make_pairs
 from tests.fixtures.trainers import gradients_of, make_trainer
 from trl_focus import DiffusionDPOTrainer, FocusDPOTrainer
+from trl_focus.trainer.computation import set_computation
 
 
 PACKAGE = Path(trl_focus.__file__).parent
@@ -58,6 +60,20 @@ def test_attention_backends_have_the_same_gradients(tmp_path, monkeypatch):
     torch.testing.assert_close(other, plain, rtol=1e-3, atol=1e-5)
     assert len(asked) > 1  # by more than the look whether it works
     assert _AttentionBackendRegistry.get_active_backend()[0] == AttentionBackendName.NATIVE  # for other models
+
+
+@pytest.mark.parametrize(("device", "kept"), [("cuda", False), ("cpu", True)])
+def test_cudnn_is_not_asked_for_attention(device, kept):
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    args = SimpleNamespace(
+        device=torch.device(device), offload_blocks=False, attention_backend=None, channels_last=False
+    )
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        set_computation(torch.nn.Identity(), args)
+        assert torch.backends.cuda.cudnn_sdp_enabled() == kept
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 @pytest.mark.parametrize(

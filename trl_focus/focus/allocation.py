@@ -36,9 +36,9 @@ class FocusWeights:
     subject shows in it, and up to 0.2 more for detail.
 
     Args:
-        background (`float`, *optional*, defaults to `0.1`):
+        background (`float`, *optional*, defaults to `0.03`):
             Weight of every cell.
-        prior (`float`, *optional*, defaults to `0.4`):
+        prior (`float`, *optional*, defaults to `0.47`):
             Added on the subjects.
         structure (`float`, *optional*, defaults to `0.2`):
             Added where a subject is neither matched nor leaked into.
@@ -51,8 +51,8 @@ class FocusWeights:
         ValueError: If a weight is negative or not finite.
     """
 
-    background: float = 0.1
-    prior: float = 0.4
+    background: float = 0.03
+    prior: float = 0.47
     structure: float = 0.2
     leak: float = 0.3
     detail: float = 0.2

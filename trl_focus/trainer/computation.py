@@ -16,11 +16,17 @@ if TYPE_CHECKING:
 
 def set_computation(denoiser: torch.nn.Module, args: "DiffusionDPOConfig"):
     """
-    Gives a denoiser the attention backend and the layout of weights that the arguments name.
+    Gives a denoiser the attention backend and the layout of weights that the arguments name. On a GPU torch's own attention
+    goes without cuDNN's kernel from here on, in the whole process: a context around the forward would not cover what
+    checkpointing computes again in the backward pass.
 
     Raises:
         ValueError: If the model can't have them, or the backend can't train here.
     """
+    if args.device.type == "cuda":
+        # torch prefers it on Hopper, where its gradients are NaN or noise for some inputs: seen with tiny FLUX.1 and FLUX.2 in
+        # bf16; others: https://github.com/huggingface/diffusers/issues/9768. `attention_backend="_native_cudnn"` still takes it
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if args.offload_blocks:
         _check_offload(denoiser)  # what moves it comes when it has its LoRA
     if args.attention_backend is not None:

@@ -59,8 +59,9 @@ class DiffusionDPOConfig(_BaseConfig):
             Whether chosen and rejected images go through the denoiser together. One after the other needs less memory and half
             a forward more, since what the first keeps for the backward pass is computed again; gradients are the same.
         attention_backend (`str`, *optional*):
-            What computes attention, by diffusers' names, such as `"_native_cudnn"` or `"flash"`. Defaults to the model's own.
-            For transformers whose attention diffusers lets choose (not Stable Diffusion's).
+            What computes attention, by diffusers' names, such as `"flash"` or `"_native_efficient"`. Defaults to the model's own,
+            on a GPU without cuDNN's kernel, whose gradients may be NaN. For transformers whose attention diffusers lets
+            choose (not Stable Diffusion's).
         channels_last (`bool`, *optional*, defaults to `False`):
             Whether the weights of a UNet's convolutions are laid out with channels last, as tensor cores read them.
         offload_blocks (`bool`, *optional*, defaults to `False`):
@@ -211,8 +212,9 @@ class DiffusionDPOConfig(_BaseConfig):
     attention_backend: str | None = field(
         default=None,
         metadata={
-            "help": "What computes attention, by diffusers' names, such as '_native_cudnn' or 'flash'. Defaults to the "
-            "model's own. For transformers whose attention diffusers lets choose (not Stable Diffusion's)."
+            "help": "What computes attention, by diffusers' names, such as 'flash' or '_native_efficient'. Defaults to the "
+            "model's own, on a GPU without cuDNN's kernel, whose gradients may be NaN. For transformers whose attention "
+            "diffusers lets choose (not Stable Diffusion's)."
         },
     )
     channels_last: bool = field(

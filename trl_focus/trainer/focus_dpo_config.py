@@ -43,11 +43,11 @@ class FocusDPOConfig(DiffusionDPOConfig):
 
         > Parameters that weigh the parts, each at least 0
 
-        background_weight (`float`, *optional*, defaults to `0.1`):
+        background_weight (`float`, *optional*, defaults to `0.03`):
             Weight of every cell. At 0 nothing but an anchor (`loss_type`) holds the background in place.
         prior_weight (`float`, *optional*):
-            Weight that a subject adds. Defaults to what is left to 1: with the other defaults 0.9 in `"mask"` and
-            `"patch"`, and 0.4 in `"focus"`.
+            Weight that a subject adds. Defaults to what is left to 1: with the other defaults 0.97 in `"mask"` and
+            `"patch"`, and 0.47 in `"focus"`.
         structure_weight (`float`, *optional*, defaults to `0.2`):
             Weight that `"focus"` adds where a subject does not match its reference yet.
         leak_weight (`float`, *optional*, defaults to `0.3`):
@@ -105,7 +105,7 @@ class FocusDPOConfig(DiffusionDPOConfig):
     )
     focus_sft: bool = field(default=False, metadata={"help": "Whether the map also weights the 'sft' loss."})
     background_weight: float = field(
-        default=0.1,
+        default=0.03,
         metadata={
             "help": "Weight of every cell, at least 0. At 0 nothing but an anchor (`loss_type`) holds the background in place."
         },

@@ -72,7 +72,7 @@ class DiffusionPeftModel(PeftModel):
     def disable_adapter(self) -> Iterator[None]:
         """
         As PEFT's, which looks through all modules and sets `requires_grad` of all LoRA weights twice: 0.15 s for SDXL's, in
-        each step. Nothing needs either while the LoRA is off.
+        each step. Nothing needs either while the LoRA is off. Layers that get a LoRA after the first call stay on.
         """
         were_off = [layer.disable_adapters for layer in self._lora_layers]
         self._switch_off([True] * len(were_off))
