@@ -32,9 +32,9 @@ def test_schedule_moves_the_weights(tmp_path):
     trainer.train()
     ends = {
         0: FocusWeights(1.0, 0.0, 0.2, 0.3, 0.0),
-        2: FocusWeights(0.55, 0.2, 0.2, 0.3, 0.1),
-        4: FocusWeights(0.1, 0.4, 0.2, 0.3, 0.2),
-        7: FocusWeights(0.1, 0.4, 0.2, 0.3, 0.2),
+        2: FocusWeights(0.515, 0.235, 0.2, 0.3, 0.1),
+        4: FocusWeights(0.03, 0.47, 0.2, 0.3, 0.2),
+        7: FocusWeights(0.03, 0.47, 0.2, 0.3, 0.2),
     }
     for step, weights in ends.items():
         torch.testing.assert_close(watch.maps[step]["weights"], weigh(watch.maps[step], weights))
