@@ -51,7 +51,7 @@ N_SAMPLES = 4  # of a prompt, best and worst of which make an on-policy pair
 
 STEPS, BATCH_SIZE, LEARNING_RATE = 80, 16, 1e-3
 CURVE = (20, 40, 80)  # steps at which scenes are drawn, any of which may become a method's operating point
-BETAS = (300.0, 50.0, 2000.0, 10.0)  # in this order
+BETAS = (300.0, 50.0, 2000.0, 10.0)  # as they are run
 SFT_WEIGHT = 0.1
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -143,14 +143,17 @@ def folder_of(regime: str, seed: int, relevant_only: bool, split: str, n_pairs: 
     return CACHE / f"{regime}-{split}-{n_pairs}-{seed}{'-relevant' if relevant_only else ''}"
 
 
+def seed_of_pairs(regime: str, seed: int) -> int:
+    return 0 if regime == "on-policy" else seed
+
+
 @lru_cache(maxsize=16)
 def pairs_of(regime: str, seed: int, relevant_only: bool, split: str = "train", n_pairs: int = N_PAIRS):
     """
     The pairs of a regime, kept on disk. `mixed` has all the others in equal shares. Those of `on-policy` are the same for
     every seed: they are samples, and drawing them takes longer than training on them.
     """
-    if regime == "on-policy":
-        seed = 0
+    seed = seed_of_pairs(regime, seed)
     folder = folder_of(regime, seed, relevant_only, split, n_pairs)
     with one_process(f"{regime}-{split}-{n_pairs}-{seed}"):
         if folder.exists():
@@ -299,7 +302,7 @@ def train(run: Run, curve: Curve | None = None) -> FocusDPOTrainer:
     relevant_only = run.method == "oracle"
     pairs = pairs_of(run.regime, run.seed, relevant_only)
     with tempfile.TemporaryDirectory() as folder:
-        with one_process(f"encoding-{run.regime}-{run.seed * (run.regime != 'on-policy')}-{relevant_only}"):
+        with one_process(f"encoding-{run.regime}-{seed_of_pairs(run.regime, run.seed)}-{relevant_only}"):
             trainer = FocusDPOTrainer(
                 load_base(), args=config_of(run, folder), train_dataset=pairs, callbacks=[curve] if curve else []
             )

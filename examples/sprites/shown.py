@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from trl_focus import FocusDPOTrainer
 
-from .compare import Run, config_of, pairs_of
+from .compare import DEVICE, Run, config_of, pairs_of
 from .pipeline import load_base
 
 
@@ -37,7 +37,7 @@ def main():
     trainer.model.eval()
     found = {level: [] for level in LEVELS}
     for batch in trainer.get_train_dataloader():
-        which_B1 = about[batch["row"]].unsqueeze(1)
+        which_B1 = about[batch["row"]].unsqueeze(1).to(DEVICE)
         for level, values in found.items():
             chosen_BS = trainer.shown(batch, level).chunk(2)[0]
             values.append(torch.cat([chosen_BS.gather(1, which_B1), chosen_BS.gather(1, 1 - which_B1)], dim=1))

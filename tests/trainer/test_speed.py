@@ -170,7 +170,7 @@ def test_steps_leave_nothing_behind(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["flux2_klein", "sdxl"])
-def test_a_step_does_not_look_through_the_model(tmp_path, monkeypatch, family):
+def test_the_loss_does_not_look_through_the_model(tmp_path, monkeypatch, family):
     trainer = make_trainer(output_dir=tmp_path, family=family)
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.compute_loss(trainer.model, batch)  # finds the layers
