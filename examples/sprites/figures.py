@@ -10,9 +10,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from .compare import MAIN_REGIMES, METHODS, TUNED_REGIMES, stored
 from .intervals import interval
 from .report import BASE, WORSE, at_chosen_points, base_of, by_cell, points_of
+from .runs import MAIN_REGIMES, METHODS, TUNED_REGIMES, stored
 
 
 IMAGES = Path("docs/images")

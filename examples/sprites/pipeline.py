@@ -15,6 +15,7 @@ from .world import GROUNDS, SHAPES, SLOTS
 
 
 BASE = Path(__file__).parent / "base"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of all that is run here
 
 # 4 subjects are 4 x (shape, number, slot), a ground of 2 words, and the template's 2 marks. All three layers are read.
 ENCODE_PROMPT_KWARGS = {"max_sequence_length": 16, "text_encoder_out_layers": (1, 2, 3)}

@@ -15,10 +15,9 @@ from rich.table import Table
 from examples.pictures import draw_training
 from trl_focus import FocusDPOConfig, FocusDPOTrainer, LogFocusMapsCallback
 
-from .compare import drawn_scores, means, scenes_of
 from .data import make_pairs
 from .pipeline import ENCODE_PROMPT_KWARGS, load_base
-from .sampling import draw
+from .sampling import draw, drawn_scores, means, scenes_of
 from .sheet import draw_sheet, leaking
 from .world import SCENE
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .compare import MAIN_REGIMES, METHODS, PER_SCENE, RESULTS, TUNED_REGIMES, planned, stored
 from .intervals import interval
+from .runs import MAIN_REGIMES, METHODS, PER_SCENE, RESULTS, TUNED_REGIMES, planned, stored
 
 
 ACCOUNT = Path("docs/sprites.md")
@@ -296,7 +296,9 @@ def main():
         (RESULTS / "operating_points.json").write_text(json.dumps(choose(runs_of("tune")), indent=2) + "\n")
     for stage, tables in TABLES.items():
         if found := runs_of(stage):
-            print(f"\n## {stage}: {len(found)} of {len(planned(stage))} runs")
+            done = stored(stage)
+            left = sum(run.key not in done for run in planned(stage))
+            print(f"\n## {stage}: {len(found)} runs; {left} of those planned are left")
             for title, table in tables.items():
                 print(f"\n### {title}\n\n{table(found)}")
     ACCOUNT.write_text(filled(ACCOUNT.read_text()))

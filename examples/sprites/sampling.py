@@ -1,7 +1,8 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
-"""Draws many scenes at once. The pipeline itself would give all prompts of a batch the same references."""
+"""Draws many scenes at once, and scores them. The pipeline itself would give all prompts of a batch the same references."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import PIL.Image
@@ -11,7 +12,8 @@ from trl_focus.data.collator import image_to_tensor
 from trl_focus.families.flux2 import Flux2
 
 from .pipeline import ENCODE_PROMPT_KWARGS, LATENT_CHANNELS, N_STEPS
-from .world import SCENE, TOKEN, Scene, prompt_of
+from .scorer import score_all
+from .world import SCENE, TOKEN, Scene, draw_scene, generator, prompt_of, references_of
 
 
 @torch.no_grad()
@@ -76,3 +78,26 @@ def decode(pipeline, x_BCHW: torch.Tensor) -> np.ndarray:
     std = (std + vae.config.batch_norm_eps).sqrt()
     pixels = vae.decode(pipeline._unpatchify_latents(x_BCHW * std + mean)).sample
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+@cache
+def scenes_of(split: str, n_scenes: int, n_subjects: int, unseen: bool = False, first: int = 0):
+    """Scenes to draw, from number `first` on: what is asked for, references, and seeds of the noise."""
+    rngs = [generator(split, 12, n_subjects, int(unseen), i) for i in range(first, first + n_scenes)]
+    scenes = [draw_scene(rng, split, n_subjects, unseen) for rng in rngs]
+    references = [references_of(scene.subjects, rng) for scene, rng in zip(scenes, rngs, strict=True)]
+    return scenes, references, [int(rng.integers(2**31)) for rng in rngs]
+
+
+def drawn_scores(
+    pipeline, split: str, n_scenes: int, n_subjects: int = 2, unseen: bool = False, first: int = 0
+) -> dict[str, list]:
+    """Scores of each scene, by name."""
+    scenes, references, seeds = scenes_of(split, n_scenes, n_subjects, unseen, first)
+    images = draw(pipeline, scenes, references, seeds, batch_size=64 if pipeline.device.type == "cpu" else 512)
+    scores = score_all(images, scenes)
+    return {name: np.round(values, 4).tolist() for name, values in scores.items()}
+
+
+def means(scores: dict[str, list]) -> dict[str, float]:
+    return {name: round(float(np.mean(values)), 4) for name, values in scores.items()}

@@ -15,9 +15,10 @@ import PIL.Image
 
 from examples.pictures import caption, save, sheet, show
 
-from .compare import DEVICE, Run, drawn_scores, operating_points, scenes_of, train
-from .pipeline import load_base
-from .sampling import draw
+from .compare import train
+from .pipeline import DEVICE, load_base
+from .runs import Run, operating_points
+from .sampling import draw, drawn_scores, scenes_of
 from .world import Scene, prompt_of, render
 
 

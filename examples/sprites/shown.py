@@ -16,8 +16,10 @@ from transformers.utils import logging
 
 from trl_focus import FocusDPOTrainer
 
-from .compare import DEVICE, Run, config_of, pairs_of
-from .pipeline import load_base
+from .compare import config_of
+from .pairs import pairs_of
+from .pipeline import DEVICE, load_base
+from .runs import Run
 
 
 N_PAIRS = 256

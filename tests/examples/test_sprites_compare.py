@@ -8,11 +8,12 @@ import PIL.Image
 import pytest
 import torch
 
-from examples.sprites import compare, figures, report
-from examples.sprites.compare import METHODS, Run
+from examples.sprites import compare, figures, pairs, report, runs
 from examples.sprites.data import REGIMES, quality
 from examples.sprites.intervals import interval
 from examples.sprites.pipeline import untrained_pipeline, untrained_vae
+from examples.sprites.runs import METHODS, Run
+from examples.sprites.sampling import scenes_of
 from examples.sprites.world import draw_scene, generator, prompt_of
 from trl_focus import FocusDPOTrainer
 from trl_focus.data import validate_dataset
@@ -29,10 +30,10 @@ def small(monkeypatch, tmp_path):
         return pipeline
 
     monkeypatch.setattr(compare, "load_base", base)
-    monkeypatch.setattr(compare, "CACHE", tmp_path / "pairs")
+    monkeypatch.setattr(pairs, "CACHE", tmp_path / "pairs")
     monkeypatch.setattr(compare, "CURVE", (2, 4))
     monkeypatch.setattr(compare, "BATCH_SIZE", 4)
-    for function in (compare.pairs_of, compare.scenes_of):
+    for function in (compare.pairs_of, scenes_of):
         function.cache_clear()
     pairs_of = compare.pairs_of
     monkeypatch.setattr(
@@ -60,7 +61,7 @@ def test_methods_see_the_same_pairs_noise_and_levels(small, monkeypatch):
 
 
 def test_a_run_ends_in_one_line_and_is_not_run_again(small, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(compare, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(
         compare, "planned", lambda stage: [Run("minimal", "base", 0.0), Run("minimal", "focus", 100.0, 1.0, steps=4)]
     )
@@ -79,7 +80,7 @@ def test_a_run_ends_in_one_line_and_is_not_run_again(small, monkeypatch, tmp_pat
     monkeypatch.setattr("sys.argv", ["compare", "tune", "--methods", "base", "--again"])
     compare.main()  # draws the same scenes again
     again = capsys.readouterr().out
-    assert again.count(": one seed is stored") == len(compare.PER_SCENE)
+    assert again.count(": one seed is stored") == len(runs.PER_SCENE)
     assert len((tmp_path / "results/tune.jsonl").read_text().splitlines()) == 2
     monkeypatch.setattr("sys.argv", ["compare", "tune", "--methods", "dop"])
     with pytest.raises(SystemExit, match="No run of `tune` is of these. .*methods: base, sft, dpo"):
@@ -96,11 +97,11 @@ def test_a_run_that_fails_in_a_process_spoils_no_other():
 
 def test_runs_that_land_elsewhere_are_told_so():
     before = result("dpo", scenes=[0.0, 0.5, 1.0, 0.5] * 4)
-    lines = [*compare.against_stored({"means": dict.fromkeys(compare.PER_SCENE, 0.6)}, [before] * 2)]
+    lines = [*compare.against_stored({"means": dict.fromkeys(runs.PER_SCENE, 0.6)}, [before] * 2)]
     assert lines[0].startswith("  identity: stored 0.500 [0.3") and lines[0].endswith("now 0.600: inside")
-    lines = [*compare.against_stored({"means": dict.fromkeys(compare.PER_SCENE, 0.8)}, [before] * 2)]
+    lines = [*compare.against_stored({"means": dict.fromkeys(runs.PER_SCENE, 0.8)}, [before] * 2)]
     assert lines[0].endswith("now 0.800: OUTSIDE")
-    lines = [*compare.against_stored({"means": dict.fromkeys(compare.PER_SCENE, 0.8)}, [before])]
+    lines = [*compare.against_stored({"means": dict.fromkeys(runs.PER_SCENE, 0.8)}, [before])]
     assert lines[0].endswith("now 0.800: one seed is stored")
 
 
@@ -123,22 +124,36 @@ def test_errors_do_not_change_before_training(small, tmp_path):
 
 def test_main_contrasts_cover_all_cells_at_their_points(monkeypatch):
     tuned, mixed = {"beta": 30.0, "sft": 0.1, "steps": 80}, {"beta": 50.0, "sft": 0.0, "steps": 40}
-    points = {method: {compare.TUNED_REGIMES[0]: tuned, "mixed": mixed} for method in METHODS}
-    points["sft"] = {compare.TUNED_REGIMES[0]: tuned}  # spoils the pictures of another regime at every point
-    monkeypatch.setattr(compare, "operating_points", lambda: points)
-    runs = compare.planned("main")
-    main, others = compare.AS_RUN  # the others on one seed alone, `sft` of them in one regime alone
-    assert len({run.key for run in runs}) == len(runs) == 1 + len(REGIMES) * (5 * len(main) + len(others) - 1) + 1
-    assert {run.regime for run in runs} == set(REGIMES)
-    for run in runs[1:]:
-        point = tuned if run.regime == compare.TUNED_REGIMES[0] else mixed
+    points = {method: {runs.TUNED_REGIMES[0]: tuned, "mixed": mixed} for method in METHODS}
+    points["sft"] = {runs.TUNED_REGIMES[0]: tuned}  # spoils the pictures of another regime at every point
+    monkeypatch.setattr(runs, "operating_points", lambda: points)
+    base, *found = runs.planned("main")
+    assert base.method == "base" and len({run.key for run in found}) == len(found)
+    for run in found:
+        point = tuned if run.regime == runs.TUNED_REGIMES[0] else mixed
         assert (run.beta, run.sft, run.steps) == tuple(point.values())
-    betas = [run.beta for run in compare.planned("tune") if run.method == "focus"]
-    assert max(betas) >= 30 * min(betas)
-    ablated = [run for run in compare.planned("ablate") if run.regime == compare.TUNED_REGIMES[0]]
-    assert ablated[0].settings == {} and {run.method for run in ablated} == {compare.ABLATED}
+    cells = {(run.regime, run.method): 0 for run in found}
+    for run in found:
+        cells[run.regime, run.method] += 1
+    for method in runs.MAIN_METHODS:
+        for regime in REGIMES:
+            assert cells.pop((regime, method)) == (5 if regime in runs.TUNED_REGIMES else 1)
+    others = {(regime, method): 1 for method in runs.OTHER_METHODS for regime in runs.TUNED_REGIMES}
+    assert cells == {cell: n for cell, n in others.items() if cell[1] != "sft" or cell[0] == runs.TUNED_REGIMES[0]}
+    ablated = runs.planned("ablate")
+    assert ablated[0].settings == {} and {run.method for run in ablated} == {runs.ABLATED}
     for run in ablated:
-        assert compare.config_of(run, "x").to_dict().items() >= {**METHODS[compare.ABLATED], **run.settings}.items()
+        assert compare.config_of(run, "x").to_dict().items() >= {**METHODS[runs.ABLATED], **run.settings}.items()
+
+
+@pytest.mark.parametrize("regime", runs.SFT_REGIMES)
+@pytest.mark.parametrize("sft", [0.0, runs.SFT_WEIGHT])
+def test_every_method_is_swept_over_beta_with_and_without_the_sft_term(regime, sft):
+    planned = [run for run in runs.planned("tune") if (run.regime, run.sft) == (regime, sft)]
+    for method in METHODS.keys() - {"sft"}:
+        betas = [run.beta for run in planned if run.method == method]
+        assert max(betas) >= 30 * min(betas)
+    assert ("sft" in {run.method for run in planned}) == (sft == 0)
 
 
 # ---- The report ----
@@ -157,25 +172,27 @@ def result(method, beta=0.0, identity=0.5, residual=0.05, regime="on-policy", sf
             "settings": {},
         },
         "means": {"identity": identity, "leakage": 0.1, "background_error": 0.02, "residual": residual},
-        "scenes": dict.fromkeys(compare.PER_SCENE, scenes),
+        "scenes": dict.fromkeys(runs.PER_SCENE, scenes),
         "seconds": 1.0,
     }
 
 
 def test_chosen_points_are_the_best_that_do_not_wreck_the_picture():
-    first, other = compare.TUNED_REGIMES[:2]
-    runs = [result("base")]
+    first, other = runs.TUNED_REGIMES[:2]
+    results = [result("base")]
     for beta, identity, residual in ((30.0, 0.9, 0.08), (100.0, 0.8, 0.05), (300.0, 0.7, 0.05)):
-        runs.append(result("dpo", beta, identity, residual, first))
-    runs += [result("dpo", 1000.0, 0.7, 0.05, other), result("sft", 50.0, 0.9, 0.08)]
+        results.append(result("dpo", beta, identity, residual, first))
+    results += [result("dpo", 1000.0, 0.7, 0.05, other), result("sft", 50.0, 0.9, 0.08)]
 
     def point(beta, steps):
         return {"beta": beta, "sft": 0.0, "steps": steps}
 
-    runs.append(result("dpo", 80.0, 0.8, 0.051, first))  # no better than 100.0, and spoils a little more
-    assert report.choose(runs) == {"dpo": {first: point(100.0, 80), other: point(1000.0, 80)}}
-    runs[1]["curve"] = {"40": {**runs[1]["means"], "identity": 0.85, "residual": 0.05}}  # stopped before it wrecks
-    assert report.choose(runs)["dpo"][first] == point(30.0, 40)
+    results.append(result("dpo", 80.0, 0.8, 0.051, first))  # no better than 100.0, and spoils a little more
+    assert report.choose(results) == {"dpo": {first: point(100.0, 80), other: point(1000.0, 80)}}
+    results[1]["curve"] = {
+        "40": {**results[1]["means"], "identity": 0.85, "residual": 0.05}
+    }  # stopped before it wrecks
+    assert report.choose(results)["dpo"][first] == point(30.0, 40)
 
 
 def test_frontier_keeps_what_no_other_point_beats():
@@ -184,11 +201,11 @@ def test_frontier_keeps_what_no_other_point_beats():
 
 
 def test_best_points_spare_the_picture():
-    regime = compare.TUNED_REGIMES[0]
-    runs = [result("base"), result("dpo", 10.0, 0.9, 0.08, regime), result("dpo", 50.0, 0.7, 0.05, regime)]
-    runs[1]["curve"] = {"40": {**runs[1]["means"], "identity": 0.8, "residual": 0.055}}
-    runs.append(result("mask", 10.0, 0.9, 0.08, regime))
-    rows = report.best_table(runs).splitlines()[2:]
+    regime = runs.TUNED_REGIMES[0]
+    results = [result("base"), result("dpo", 10.0, 0.9, 0.08, regime), result("dpo", 50.0, 0.7, 0.05, regime)]
+    results[1]["curve"] = {"40": {**results[1]["means"], "identity": 0.8, "residual": 0.055}}
+    results.append(result("mask", 10.0, 0.9, 0.08, regime))
+    rows = report.best_table(results).splitlines()[2:]
     assert rows[0].startswith("| dpo | 0.800 (") and "beta 10, 40 steps; of 3)" in rows[0]
     assert rows[1].startswith("| mask | none of 1 |") and len(rows) == 2
 
@@ -223,46 +240,49 @@ def test_changes_are_in_proportion_to_the_base():
 
 
 def test_tables_hold_what_was_run(tmp_path):
-    runs = [
+    results = [
         result("base"),
         *(result(method, 30.0, seed=seed, identity=0.6) for method in ("dpo", "focus") for seed in (0, 1)),
         result("mask", 30.0, seed=1, identity=0.7),
     ]
-    for run in runs[1:]:
+    for run in results[1:]:
         run["train"] = {"gradient_factor": 0.4}
         run["errors"] = {f"error/{i}/{p}": 0.1 for i in ("chosen", "rejected") for p in ("inside", "outside")}
-    for run in runs:
+    for run in results:
         run["means"] |= dict.fromkeys(("position", "shape", "colour", "pattern"), 0.9)
-    table = report.main_table(runs).splitlines()[2:]
+    table = report.main_table(results).splitlines()[2:]
     assert table[0].startswith("|  | base | 1 | ") and len(table) == 4
     assert "| on-policy | focus (beta 30, 80 steps) | 2 | 0.600 [0.600, 0.600] |" in table[-1]
-    contrasts = report.contrast_table(runs).splitlines()[2:]
+    contrasts = report.contrast_table(results).splitlines()[2:]
     assert [line.split(" | ")[1:3] for line in contrasts] == [["mask", "1"], ["focus", "2"]]
     assert "| +0.100 [+0.100, +0.100] |" in contrasts[0]
-    assert [line.split(" | ")[1] for line in report.contrast_table(runs, "mask").splitlines()[2:]] == ["dpo", "focus"]
-    changes = report.change_table(runs).splitlines()[2:]
+    assert [line.split(" | ")[1] for line in report.contrast_table(results, "mask").splitlines()[2:]] == [
+        "dpo",
+        "focus",
+    ]
+    changes = report.change_table(results).splitlines()[2:]
     assert len(changes) == 3 and "| mask | 1 | +40.0% [+40.0%, +40.0%] |" in changes[1]
-    runs[1]["means-3"] = {"identity": 0.4}  # of the first seed alone
-    ends = report.means_table(runs, report.ENDS).splitlines()[2:]
+    results[1]["means-3"] = {"identity": 0.4}  # of the first seed alone
+    ends = report.means_table(results, report.ENDS).splitlines()[2:]
     assert ends == ["| on-policy | dpo | 0.400 |  |  |"]
-    training = report.means_table(runs, report.TRAINING).splitlines()[2:]
+    training = report.means_table(results, report.TRAINING).splitlines()[2:]
     assert training[0] == "| on-policy | dpo | 0.100 | 0.100 | 0.100 | 0.100 | 0.400 |" and len(training) == 3
     for draw in (figures.draw_frontier, figures.draw_main):
-        draw(runs, tmp_path / "figure.png")
+        draw(results, tmp_path / "figure.png")
         with PIL.Image.open(tmp_path / "figure.png") as figure:
             assert len(figure.convert("RGB").getcolors(2**24)) > 50  # more than axes
 
 
 def test_ablations_are_told_against_the_map_as_it_is():
-    runs = [result("focus", 30.0, scenes=[0.5, 0.5, 1.0, 1.0]), result("focus", 30.0, scenes=[0.5] * 4)]
-    runs[1]["run"]["settings"] = {"leak_weight": 0.0}
-    whole, without = report.ablate_table(runs).splitlines()[2:]
+    results = [result("focus", 30.0, scenes=[0.5, 0.5, 1.0, 1.0]), result("focus", 30.0, scenes=[0.5] * 4)]
+    results[1]["run"]["settings"] = {"leak_weight": 0.0}
+    whole, without = report.ablate_table(results).splitlines()[2:]
     assert "| as it is | 0.750 |" in whole and whole.endswith("|  |")
     assert "`leak_weight: 0.0` | 0.500 |" in without and "| -0.250 [-0.709, +0.209] |" in without
 
 
 def test_runs_at_points_that_were_taken_back_are_left_out(monkeypatch, tmp_path):
-    monkeypatch.setattr(compare, "RESULTS", tmp_path)
+    monkeypatch.setattr(runs, "RESULTS", tmp_path)
     lines = [result("base", regime="minimal"), *(result("dpo", beta, seed=1) for beta in (10.0, 30.0))]
     (tmp_path / "main.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     point = {"beta": 30.0, "sft": 0.0, "steps": 80}
@@ -272,26 +292,26 @@ def test_runs_at_points_that_were_taken_back_are_left_out(monkeypatch, tmp_path)
 
 
 def test_pairs_of_on_policy_are_the_same_for_every_seed(monkeypatch, tmp_path):
-    monkeypatch.setattr(compare, "CACHE", tmp_path)
+    monkeypatch.setattr(pairs, "CACHE", tmp_path)
     asked = []
 
     def drawn(n_pairs, split, seed):
         asked.append(seed)
-        rows = compare.make_pairs("minimal", 2, split, seed, False)
+        rows = pairs.make_pairs("minimal", 2, split, seed, False)
         return rows, rows
 
-    monkeypatch.setattr(compare, "on_policy_pairs", drawn)
-    compare.pairs_of.cache_clear()
-    assert compare.pairs_of("on-policy", 3, False)[0] == compare.pairs_of("on-policy", 0, False)[0]
-    compare.pairs_of("on-policy", 1, True)
-    compare.pairs_of.cache_clear()
+    monkeypatch.setattr(pairs, "on_policy_pairs", drawn)
+    pairs.pairs_of.cache_clear()
+    assert pairs.pairs_of("on-policy", 3, False)[0] == pairs.pairs_of("on-policy", 0, False)[0]
+    pairs.pairs_of("on-policy", 1, True)
+    pairs.pairs_of.cache_clear()
     assert asked == [0]
 
 
 def test_on_policy_pairs_are_samples_of_the_base_that_differ():
-    pairs, relevant = compare.on_policy_pairs(2, "train", 0, chunk=6)
-    validate_dataset(pairs)
-    for row, other in zip(pairs, relevant, strict=True):
+    drawn, relevant = pairs.on_policy_pairs(2, "train", 0, chunk=6)
+    validate_dataset(drawn)
+    for row, other in zip(drawn, relevant, strict=True):
         assert all(np.array_equal(row[name], other[name]) for name in ("chosen", "rejected"))
         assert 1 <= sum(mask is not None for mask in other["chosen_masks"]) <= 2
         (asked,) = [
