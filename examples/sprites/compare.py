@@ -31,7 +31,7 @@ from transformers.utils import logging
 from trl_focus import FocusDPOConfig, FocusDPOTrainer
 from trl_focus.noise import denoising_error
 
-from .intervals import interval
+from .intervals import further_run
 from .pairs import one_process, pairs_of, seed_of_pairs
 from .pipeline import DEVICE, ENCODE_PROMPT_KWARGS, load_base
 from .runs import MAIN_REGIMES, METHODS, PER_SCENE, Run, planned, store, stored
@@ -249,15 +249,17 @@ def each_result(measure: Callable, cells: Sequence[Run], processes: int) -> Iter
 
 def against_stored(result: dict, stated: Sequence[dict]) -> Iterator[str]:
     """
-    A line for each measure of a run that was run again: what the stored ones of all seeds state, and whether it is inside. The
-    interval of one seed says nothing of how runs differ.
+    A line for each measure of a run that was run again: where the stored ones of all seeds let expect it, and whether it is
+    there. One seed says nothing of how runs differ.
     """
     for name in PER_SCENE:
-        mean, low, high = interval([before["scenes"][name] for before in stated])
-        place = "inside" if low <= result["means"][name] <= high else "OUTSIDE"
-        if len(stated) == 1:
-            place = "one seed is stored"
-        yield f"  {name}: stored {mean:.3f} [{low:.3f}, {high:.3f}], now {result['means'][name]:.3f}: {place}"
+        means, now = [before["means"][name] for before in stated], result["means"][name]
+        if len(means) == 1:
+            yield f"  {name}: stored {means[0]:.3f}, now {now:.3f}: one seed is stored"
+            continue
+        low, high = further_run(means)
+        place = "inside" if low <= now <= high else "OUTSIDE"
+        yield f"  {name}: stated [{low:.3f}, {high:.3f}], now {now:.3f}: {place}"
 
 
 if __name__ == "__main__":

@@ -26,3 +26,22 @@ def interval(runs: Sequence[Sequence[float]], share: float = 0.95) -> tuple[floa
     widths = [stats.t.ppf((1 + share) / 2, n - 1) * means.std(ddof=1) / n**0.5 for means, n in parts if n > 1]
     mean, width = float(values.mean()), float(np.hypot.reduce(widths))
     return mean, mean - width, mean + width
+
+
+def further_run(means: Sequence[float], share: float = 0.95) -> tuple[float, float]:
+    """
+    Between what a further run on the same scenes is to be expected: wider than [`interval`], which is about the mean of all
+    runs.
+
+    Args:
+        means (`Sequence[float]`):
+            Mean over the scenes of each of two or more runs.
+        share (`float`, *optional*, defaults to `0.95`):
+            How often a further run lies there.
+
+    Returns:
+        `tuple[float, float]`: Lower and upper end.
+    """
+    n_runs, mean = len(means), float(np.mean(means))
+    width = stats.t.ppf((1 + share) / 2, n_runs - 1) * np.std(means, ddof=1) * (1 + 1 / n_runs) ** 0.5
+    return mean - float(width), mean + float(width)

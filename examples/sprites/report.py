@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .intervals import interval
+from .intervals import further_run, interval
 from .runs import MAIN_REGIMES, METHODS, PER_SCENE, RESULTS, TUNED_REGIMES, planned, stored
 
 
@@ -132,6 +132,17 @@ def contrast_table(results: Sequence[dict], against: str = "dpo") -> str:
                 for name in PER_SCENE
             ]
             lines.append(f"| {regime} | {method} | {len(shared)} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def further_table(results: Sequence[dict]) -> str:
+    """Between what a further run of each cell is to be expected, where several seeds are stored."""
+    lines = [f"| regime | method | seeds | {' | '.join(PER_SCENE)} |", "| --- " * (3 + len(PER_SCENE)) + "|"]
+    for regime, method, cell in in_order(by_cell(results)):
+        runs = [[*cell[name].values()] for name in PER_SCENE]
+        if len(runs[0]) > 1:
+            ends = ["[{:.3f}, {:.3f}]".format(*further_run(np.mean(of_seeds, axis=1))) for of_seeds in runs]
+            lines.append(f"| {regime} | {method} | {len(runs[0])} | {' | '.join(ends)} |")
     return "\n".join(lines)
 
 
@@ -264,6 +275,7 @@ TABLES: dict[str, dict[str, Callable[[Sequence[dict]], str]]] = {
         "difference from dpo": contrast_table,
         "difference from mask": partial(contrast_table, against="mask"),
         "change from the base": change_table,
+        "where a further run is to be expected": further_table,
         "attributes": partial(means_table, columns=ATTRIBUTES),
         "identity of three, of four and of two unseen subjects, first seed": partial(means_table, columns=ENDS),
         "change of the error on held-out pairs, by image and place, and the last gradient factor": partial(

@@ -10,7 +10,7 @@ import torch
 
 from examples.sprites import compare, figures, pairs, report, runs
 from examples.sprites.data import REGIMES, quality
-from examples.sprites.intervals import interval
+from examples.sprites.intervals import further_run, interval
 from examples.sprites.pipeline import untrained_pipeline, untrained_vae
 from examples.sprites.runs import METHODS, Run
 from examples.sprites.sampling import scenes_of
@@ -96,13 +96,16 @@ def test_a_run_that_fails_in_a_process_spoils_no_other():
 
 
 def test_runs_that_land_elsewhere_are_told_so():
-    before = result("dpo", scenes=[0.0, 0.5, 1.0, 0.5] * 4)
-    lines = [*compare.against_stored({"means": dict.fromkeys(runs.PER_SCENE, 0.6)}, [before] * 2)]
-    assert lines[0].startswith("  identity: stored 0.500 [0.3") and lines[0].endswith("now 0.600: inside")
-    lines = [*compare.against_stored({"means": dict.fromkeys(runs.PER_SCENE, 0.8)}, [before] * 2)]
-    assert lines[0].endswith("now 0.800: OUTSIDE")
-    lines = [*compare.against_stored({"means": dict.fromkeys(runs.PER_SCENE, 0.8)}, [before])]
-    assert lines[0].endswith("now 0.800: one seed is stored")
+    before = [result("dpo", identity=identity, seed=seed) for seed, identity in enumerate((0.4, 0.5, 0.6))]
+
+    def identity_of(now, stated):
+        return [*compare.against_stored({"means": dict.fromkeys(runs.PER_SCENE, now)}, stated)][0]
+
+    width = 4.303 * 0.1 * (4 / 3) ** 0.5  # Student's t of two degrees of freedom
+    stated = f"  identity: stated [{0.5 - width:.3f}, {0.5 + width:.3f}], now "
+    assert identity_of(0.6, before) == stated + "0.600: inside"
+    assert identity_of(0.5 + 1.01 * width, before) == stated + f"{0.5 + 1.01 * width:.3f}: OUTSIDE"
+    assert identity_of(0.8, before[:1]) == "  identity: stored 0.400, now 0.800: one seed is stored"
 
 
 def test_held_out_errors_are_of_validation_pairs(small, monkeypatch):
@@ -222,6 +225,12 @@ def test_intervals_hold_the_mean_as_often_as_they_say(n_seeds):
     assert 0.93 <= held / 1000 <= 0.995
 
 
+def test_further_runs_lie_where_they_are_expected():
+    rng = np.random.default_rng(0)
+    lay = [low <= rng.normal() <= high for low, high in (further_run(rng.normal(size=5)) for _ in range(2000))]
+    assert 0.935 <= np.mean(lay) <= 0.965
+
+
 def test_interval_by_hand():
     one = [0.0, 1.0, 1.0, 0.0]
     assert interval([one]) == pytest.approx((0.5, 0.5 - 3.182 * 0.57735 / 2, 0.5 + 3.182 * 0.57735 / 2), abs=1e-3)
@@ -260,6 +269,8 @@ def test_tables_hold_what_was_run(tmp_path):
         "dpo",
         "focus",
     ]
+    further = report.further_table(results).splitlines()[2:]
+    assert further[0] == "| on-policy | dpo | 2 | " + " | ".join(["[0.600, 0.600]"] * 4) + " |" and len(further) == 2
     changes = report.change_table(results).splitlines()[2:]
     assert len(changes) == 3 and "| mask | 1 | +40.0% [+40.0%, +40.0%] |" in changes[1]
     results[1]["means-3"] = {"identity": 0.4}  # of the first seed alone
