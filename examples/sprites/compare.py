@@ -253,7 +253,7 @@ def against_stored(result: dict, stated: Sequence[dict]) -> Iterator[str]:
     there. One seed says nothing of how runs differ.
     """
     for name in PER_SCENE:
-        means, now = [before["means"][name] for before in stated], result["means"][name]
+        means, now = [np.mean(before["scenes"][name]) for before in stated], result["means"][name]
         if len(means) == 1:
             yield f"  {name}: stored {means[0]:.3f}, now {now:.3f}: one seed is stored"
             continue
