@@ -108,21 +108,28 @@ def at(method: str, point: dict) -> str:
     return f"{beta}{point['steps']} steps"
 
 
+def table(columns: Sequence[str], rows: Sequence[Sequence]) -> str:
+    """A table in Markdown."""
+    lines = [columns, *rows]
+    written = ["| " + " | ".join(map(str, line)) + " |" for line in lines]
+    return "\n".join([written[0], "| --- " * len(columns) + "|", *written[1:]])
+
+
 def main_table(results: Sequence[dict]) -> str:
     """A row for each regime and method: every measure with its interval over seeds and scenes."""
-    lines = [f"| regime | method | seeds | {' | '.join(PER_SCENE)} |", "| --- " * (3 + len(PER_SCENE)) + "|"]
+    rows = []
     runs = {cell_of(result): result["run"] for result in results}
     for regime, method, cell in in_order(by_cell(results)):
         measures = [in_brackets(interval([*cell[name].values()]), ".3f") for name in PER_SCENE]
         point = "" if method == "base" else f" ({at(method, runs[regime, method])})"
-        lines.append(f"| {regime} | {method}{point} | {len(cell['identity'])} | {' | '.join(measures)} |")
-    return "\n".join(lines)
+        rows.append([regime, method + point, len(cell["identity"]), *measures])
+    return table(["regime", "method", "seeds", *PER_SCENE], rows)
 
 
 def contrast_table(results: Sequence[dict], against: str = "dpo") -> str:
     """What each method differs by from another on the same seeds and scenes."""
     cells = by_cell(results)
-    lines = [f"| regime | method | seeds | {' | '.join(PER_SCENE)} |", "| --- " * (3 + len(PER_SCENE)) + "|"]
+    rows = []
     for regime, method, cell in in_order(cells):
         other = cells.get((regime, against), {})
         shared = sorted(cell["identity"].keys() & other.get("identity", {}).keys())
@@ -131,34 +138,34 @@ def contrast_table(results: Sequence[dict], against: str = "dpo") -> str:
                 in_brackets(interval([cell[name][seed] - other[name][seed] for seed in shared]), "+.3f")
                 for name in PER_SCENE
             ]
-            lines.append(f"| {regime} | {method} | {len(shared)} | {' | '.join(shown)} |")
-    return "\n".join(lines)
+            rows.append([regime, method, len(shared), *shown])
+    return table(["regime", "method", "seeds", *PER_SCENE], rows)
 
 
 def further_table(results: Sequence[dict]) -> str:
     """Between what a further run of each cell is to be expected, where several seeds are stored."""
-    lines = [f"| regime | method | seeds | {' | '.join(PER_SCENE)} |", "| --- " * (3 + len(PER_SCENE)) + "|"]
+    rows = []
     for regime, method, cell in in_order(by_cell(results)):
         runs = [[*cell[name].values()] for name in PER_SCENE]
         if len(runs[0]) > 1:
             ends = ["[{:.3f}, {:.3f}]".format(*further_run(np.mean(of_seeds, axis=1))) for of_seeds in runs]
-            lines.append(f"| {regime} | {method} | {len(runs[0])} | {' | '.join(ends)} |")
-    return "\n".join(lines)
+            rows.append([regime, method, len(runs[0]), *ends])
+    return table(["regime", "method", "seeds", *PER_SCENE], rows)
 
 
 def change_table(results: Sequence[dict]) -> str:
     """By how much identity and leakage differ from the base's, in proportion."""
     cells = by_cell(results)
     base = cells[BASE]
-    lines = ["| regime | method | seeds | identity | leakage |", "| --- " * 5 + "|"]
+    rows = []
     for regime, method, cell in in_order(cells):
         if method != "base":
             shown = [
                 in_brackets(change([*cell[name].values()], *base[name].values()), "+.1%")
                 for name in ("identity", "leakage")
             ]
-            lines.append(f"| {regime} | {method} | {len(cell['identity'])} | {' | '.join(shown)} |")
-    return "\n".join(lines)
+            rows.append([regime, method, len(cell["identity"]), *shown])
+    return table(["regime", "method", "seeds", "identity", "leakage"], rows)
 
 
 def change(runs: Sequence[np.ndarray], base: np.ndarray) -> tuple[float, float, float]:
@@ -175,8 +182,7 @@ def means_table(results: Sequence[dict], columns: dict[str, Sequence[str]]) -> s
         columns (`dict[str, Sequence[str]]`):
             Where a column's value is in a result: its key, and the key in what is there.
     """
-    lines = [f"| regime | method | {' | '.join(columns)} |", "| --- " * (2 + len(columns)) + "|"]
-    groups = defaultdict(list)
+    rows, groups = [], defaultdict(list)
     for result in results:
         groups[cell_of(result)].append(result)
     for regime, method, runs in in_order(groups):
@@ -185,35 +191,33 @@ def means_table(results: Sequence[dict], columns: dict[str, Sequence[str]]) -> s
             values = [run[part][name] for run in runs if part in run]
             shown.append(f"{np.mean(values):.3f}" if values else "")
         if any(shown):
-            lines.append(f"| {regime} | {method} | {' | '.join(shown)} |")
-    return "\n".join(lines)
+            rows.append([regime, method, *shown])
+    return table(["regime", "method", *columns], rows)
 
 
 def tune_table(results: Sequence[dict]) -> str:
     """A row for each run on validation scenes, with its measures after the steps at which scenes were drawn."""
-    lines = [
-        "| regime | method | beta | SFT | steps | identity | leakage | background | residual | gradient factor | seconds |"
-    ]
-    lines.append("| --- " * 11 + "|")
+    rows = []
     order = {name: i for i, name in enumerate(("base", *METHODS))}
     for result in sorted(
         results, key=lambda r: (r["run"]["regime"], order[r["run"]["method"]], r["run"]["sft"], r["run"]["beta"])
     ):
         run, points = result["run"], measured(result)
-        measures = " | ".join(", ".join(f"{means[name]:.3f}" for means in points.values()) for name in PER_SCENE)
+        measures = [", ".join(f"{means[name]:.3f}" for means in points.values()) for name in PER_SCENE]
         factor = f"{result['train']['gradient_factor']:.2f}" if "train" in result else ""
         steps = ", ".join(map(str, points)) if "train" in result else "0"
-        lines.append(
-            f"| {run['regime']} | {run['method']} | {run['beta']:g} | {run['sft']:g} | {steps} | {measures} | {factor} | "
-            f"{result['seconds']:.0f} |"
-        )
-    return "\n".join(lines)
+        point = [run["regime"], run["method"], f"{run['beta']:g}", f"{run['sft']:g}", steps]
+        rows.append([*point, *measures, factor, f"{result['seconds']:.0f}"])
+    return table(
+        ["regime", "method", "beta", "SFT", "steps", *PER_SCENE, "gradient factor", "seconds"],
+        rows,
+    )
 
 
 def best_table(results: Sequence[dict], worse: float = WORSE) -> str:
     """For each method the point that `choose` takes in each tuned regime, of how many."""
     chosen, points = choose(results, worse), points_of(results)
-    lines = ["| method | " + " | ".join(TUNED_REGIMES) + " |", "| --- " * (1 + len(TUNED_REGIMES)) + "|"]
+    rows = []
     for method in METHODS:
         cells = []
         for regime in TUNED_REGIMES:
@@ -227,25 +231,24 @@ def best_table(results: Sequence[dict], worse: float = WORSE) -> str:
                 f"{point['identity']:.3f} (residual {point['residual']:.3f}; {at(method, best)}; of {len(tried)})"
             )
         if any(cells):
-            lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append([method, *cells])
+    return table(["method", *TUNED_REGIMES], rows)
 
 
 def ablate_table(results: Sequence[dict]) -> str:
     """A row for each run: its settings, its measures, and how its identity differs scene by scene from the map as it is."""
-    lines = ["| regime | settings | " + " | ".join(PER_SCENE) + " | identity against the map as it is |"]
-    lines.append("| --- " * (len(PER_SCENE) + 3) + "|")
+    rows = []
     whole = {r["run"]["regime"]: r["scenes"]["identity"] for r in results if not r["run"]["settings"]}
     for result in results:
         run, scenes = result["run"], result["scenes"]
-        measures = " | ".join(f"{np.mean(scenes[name]):.3f}" for name in PER_SCENE)
+        measures = [f"{np.mean(scenes[name]):.3f}" for name in PER_SCENE]
         against = ""
         if run["settings"] and run["regime"] in whole:
             difference = np.subtract(scenes["identity"], whole[run["regime"]])
             against = in_brackets(interval([difference]), "+.3f")
         named = ", ".join(f"`{name}: {value}`" for name, value in run["settings"].items()) or "as it is"
-        lines.append(f"| {run['regime']} | {named} | {measures} | {against} |")
-    return "\n".join(lines)
+        rows.append([run["regime"], named, *measures, against])
+    return table(["regime", "settings", *PER_SCENE, "identity against the map as it is"], rows)
 
 
 ATTRIBUTES = {name: ("means", name) for name in ("position", "shape", "colour", "pattern")}

@@ -123,33 +123,33 @@ def operating_points() -> dict[str, dict[str, dict]]:
 def planned(stage: str) -> list[Run]:
     """All runs of a stage, main contrasts first."""
     if stage == "tune":
-        knowing_beta = [method for method in (*MAIN_METHODS, *OTHER_METHODS) if method != "sft"]
-        alone = [Run(regime, "sft", BETAS[0]) for regime in TUNED_REGIMES]
-
-        def sweep(betas: Sequence[float], regimes: Sequence[str], sft: float = 0.0) -> list[Run]:
-            return [Run(regime, method, beta, sft) for beta in betas for method in knowing_beta for regime in regimes]
-
         return [
             Run(TUNED_REGIMES[0], "base", 0.0),
-            *sweep(BETAS, TUNED_REGIMES),
-            *alone,
-            *sweep(BETAS, SFT_REGIMES, SFT_WEIGHT),
-            *sweep((LOW_BETA,), LOW_REGIMES),
+            *_swept(BETAS, TUNED_REGIMES),
+            *(Run(regime, "sft", BETAS[0]) for regime in TUNED_REGIMES),  # SFT alone does not know beta
+            *_swept(BETAS, SFT_REGIMES, SFT_WEIGHT),
+            *_swept([LOW_BETA], LOW_REGIMES),
         ]
     points = operating_points()
-
-    def chosen(regimes: Sequence[str], methods: Sequence[str], **settings) -> list[Run]:
-        at = {method: {"mixed": None, **points.get(method, {})} for method in methods}
-        return [
-            Run(regime, method, **point, **settings)
-            for method in methods
-            for regime in regimes
-            if (point := at[method].get(regime, at[method]["mixed"]))
-        ]
-
     if stage == "main":
-        runs = [Run("minimal", "base", 0.0), *chosen(MAIN_REGIMES, MAIN_METHODS)]
+        runs = [Run("minimal", "base", 0.0), *_chosen(points, MAIN_REGIMES, MAIN_METHODS)]
         for seed in range(1, N_SEEDS):
-            runs += chosen(TUNED_REGIMES, MAIN_METHODS, seed=seed)
-        return runs + chosen(TUNED_REGIMES, OTHER_METHODS)
-    return [run for each in ABLATIONS for run in chosen([ABLATED_REGIME], [ABLATED], settings=each)]
+            runs += _chosen(points, TUNED_REGIMES, MAIN_METHODS, seed=seed)
+        return runs + _chosen(points, TUNED_REGIMES, OTHER_METHODS)
+    return [run for each in ABLATIONS for run in _chosen(points, [ABLATED_REGIME], [ABLATED], settings=each)]
+
+
+def _swept(betas: Sequence[float], regimes: Sequence[str], sft: float = 0.0) -> list[Run]:
+    methods = [method for method in (*MAIN_METHODS, *OTHER_METHODS) if method != "sft"]
+    return [Run(regime, method, beta, sft) for beta in betas for method in methods for regime in regimes]
+
+
+def _chosen(points: dict, regimes: Sequence[str], methods: Sequence[str], **settings) -> list[Run]:
+    """Runs at the operating points. Where a method has none, the one in `mixed` serves; if there is none either, no run."""
+    runs = []
+    for method in methods:
+        at = points.get(method, {})
+        for regime in regimes:
+            if point := at.get(regime, at.get("mixed")):
+                runs.append(Run(regime, method, **point, **settings))
+    return runs
