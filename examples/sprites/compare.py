@@ -4,6 +4,7 @@ Compares preference methods on the sprites: from one base, on the same pairs, wi
 
     python -m examples.sprites.compare tune            # beta, and the SFT term, on validation scenes
     python -m examples.sprites.compare main            # the chosen points, five seeds, test scenes
+    python -m examples.sprites.compare repeat          # beta on further seeds, where the default is behind `dpo`
     python -m examples.sprites.compare ablate          # parts, gate, matching, block, normalization of the map
     python -m examples.sprites.compare main --seeds 0 --methods dpo,focus --regimes nuisance-strong --again
 
@@ -169,7 +170,7 @@ def device_name() -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
-    parser.add_argument("stage", choices=["tune", "main", "ablate"])
+    parser.add_argument("stage", choices=["tune", "main", "repeat", "ablate"])
     for name in ("regimes", "methods", "betas", "sft", "seeds"):
         parser.add_argument(f"--{name}", type=lambda text: text.split(","), help="only these, separated by commas")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many")
@@ -218,7 +219,7 @@ def measure(stage: str, again: bool, deadline: float, run: Run) -> tuple[Run, di
     if stage == "main":
         ends = ((3, False), (4, False), (2, True)) if run.seed == 0 and not again else ()
         return run, execute(run, "test", 512, ends, curve=False)
-    if stage == "tune":
+    if stage in ("tune", "repeat"):
         return run, execute(run, "validation", 128)
     return run, execute(run, "validation", 512, curve=False)
 

@@ -42,6 +42,8 @@ TUNED_REGIMES = ("nuisance-strong", "nuisance-weak", "confounded-chosen", "on-po
 SFT_REGIMES = ("nuisance-strong", "confounded-chosen", "on-policy")  # a kind of pairs each
 LOW_REGIMES = ("nuisance-strong", "on-policy")
 MAIN_REGIMES = (*TUNED_REGIMES, *(name for name in RENDERED if name not in TUNED_REGIMES))  # as they are run
+# Where the default is behind `dpo` at its point
+REPEATED_REGIMES, REPEATED_METHODS = ("nuisance-weak", "on-policy"), ("dpo", "focus", "focus-held")
 ABLATED, ABLATED_REGIME = "focus", "mixed"
 ABLATIONS: tuple[dict, ...] = (
     {},
@@ -129,6 +131,14 @@ def planned(stage: str) -> list[Run]:
             *(Run(regime, "sft", BETAS[0]) for regime in TUNED_REGIMES),  # SFT alone does not know beta
             *_swept(BETAS, SFT_REGIMES, SFT_WEIGHT),
             *_swept([LOW_BETA], LOW_REGIMES),
+        ]
+    if stage == "repeat":
+        return [
+            Run(regime, method, beta, seed=seed)
+            for regime in REPEATED_REGIMES
+            for seed in range(1, N_SEEDS)
+            for beta in BETAS
+            for method in REPEATED_METHODS
         ]
     points = operating_points()
     if stage == "main":

@@ -258,7 +258,7 @@ def test_tables_hold_what_was_run(tmp_path):
         run["train"] = {"gradient_factor": 0.4}
         run["errors"] = {f"error/{i}/{p}": 0.1 for i in ("chosen", "rejected") for p in ("inside", "outside")}
     for run in results:
-        run["means"] |= dict.fromkeys(("position", "shape", "colour", "pattern"), 0.9)
+        run["means"] |= dict.fromkeys(("position", "shape", "colour", "pattern", "extra"), 0.9)
     table = report.main_table(results).splitlines()[2:]
     assert table[0].startswith("|  | base | 1 | ") and len(table) == 4
     assert "| on-policy | focus (beta 30, 80 steps) | 2 | 0.600 [0.600, 0.600] |" in table[-1]
@@ -290,6 +290,32 @@ def test_ablations_are_told_against_the_map_as_it_is():
     whole, without = report.ablate_table(results).splitlines()[2:]
     assert "| as it is | 0.750 |" in whole and whole.endswith("|  |")
     assert "`leak_weight: 0.0` | 0.500 |" in without and "| -0.250 [-0.709, +0.209] |" in without
+
+
+def test_points_are_chosen_anew_for_each_seed(monkeypatch):
+    def swept(method, points, seed):
+        return [
+            result(method, beta, identity, residual, runs.REPEATED_REGIMES[0], seed=seed)
+            for beta, (identity, residual) in zip(runs.BETAS, points, strict=True)
+        ]
+
+    first = [
+        result("base", identity=0.5, residual=0.04),
+        result("dpo", runs.BETAS[0], 0.99, 0.04, runs.REPEATED_REGIMES[0], sft=0.1),  # not on the other seeds
+        result("dpo", runs.LOW_BETA, 0.98, 0.04, runs.REPEATED_REGIMES[0]),
+        *swept("dpo", [(0.6, 0.044), (0.7, 0.049), (0.9, 0.059)], seed=0),
+        *swept("focus", [(0.7, 0.044), (0.8, 0.061), (0.9, 0.2)], seed=0),
+    ]
+    monkeypatch.setattr(report, "stored", lambda stage: dict(enumerate(first)))
+    further = [
+        *swept("dpo", [(0.8, 0.044), (0.6, 0.049), (0.6, 0.059)], seed=1),
+        *swept("focus", [(0.8, 0.046), (0.7, 0.049), (0.9, 0.059)], seed=1),
+    ]
+    dpo, focus, against = [line.split(" | ")[1:] for line in report.repeated_table(further).splitlines()[2:5]]
+    assert [cell.split()[0] for cell in dpo] == ["dpo", "2", "0.700", "0.750", "0.850"]
+    assert [cell.split()[0] for cell in focus] == ["focus", "2", "0.600", "0.750", "0.800"]
+    assert [cell.split()[0] for cell in against] == ["focus,", "2", "-0.100", "+0.000", "-0.050"]
+    assert against[2] == f"-0.100 [{-0.1 - 12.706 * 0.2:+.3f}, {-0.1 + 12.706 * 0.2:+.3f}]"
 
 
 def test_runs_at_points_that_were_taken_back_are_left_out(monkeypatch, tmp_path):
