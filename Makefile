@@ -28,6 +28,7 @@ ifeq ($(strip $(CELLS)),)
 	$(BIN)/python -m examples.sprites.compare tune
 	$(BIN)/python -m examples.sprites.report --choose
 	$(BIN)/python -m examples.sprites.compare main
+	$(BIN)/python -m examples.sprites.compare repeat
 	$(BIN)/python -m examples.sprites.compare ablate
 	$(MAKE) sprites-report
 else

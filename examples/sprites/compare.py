@@ -4,7 +4,7 @@ Compares preference methods on the sprites: from one base, on the same pairs, wi
 
     python -m examples.sprites.compare tune            # beta, and the SFT term, on validation scenes
     python -m examples.sprites.compare main            # the chosen points, five seeds, test scenes
-    python -m examples.sprites.compare repeat          # beta on further seeds, where the default is behind `dpo`
+    python -m examples.sprites.compare repeat          # beta on further seeds, where `dpo` is ahead
     python -m examples.sprites.compare ablate          # parts, gate, matching, block, normalization of the map
     python -m examples.sprites.compare main --seeds 0 --methods dpo,focus --regimes nuisance-strong --again
 

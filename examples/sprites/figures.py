@@ -23,6 +23,11 @@ COLOURS = dict(
         strict=True,
     )
 )
+SPOILT, IDENTITY = (0.036, 0.085), (0.68, 0.96)  # what the frontier shows
+
+
+def _within(value: float, ends: tuple[float, float]) -> bool:
+    return ends[0] <= value <= ends[1]
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -37,8 +42,9 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 def draw_frontier(results: Sequence[dict], path: Path):
     """Identity against what tuning does to the picture: all betas and steps of each method, a panel for each tuned regime."""
     base, tried = base_of(results), points_of(results)
-    figure = Figure(figsize=(15, 4.2), layout="constrained")
-    for ax, regime in zip(figure.subplots(1, len(TUNED_REGIMES), sharey=True), TUNED_REGIMES, strict=True):
+    figure = Figure(figsize=(12, 7.5), layout="constrained")
+    axes = figure.subplots(2, -(-(len(TUNED_REGIMES) + 1) // 2), sharex=True, sharey=True).flat
+    for regime, ax in zip(TUNED_REGIMES, axes, strict=False):
         for method, colour in COLOURS.items():
             points = [(means["residual"], means["identity"]) for means in tried.get((method, regime), [])]
             if points:
@@ -46,28 +52,33 @@ def draw_frontier(results: Sequence[dict], path: Path):
                 ax.step(*zip(*frontier(points), strict=True), where="post", color=colour, label=method, linewidth=1.4)
         ax.plot(base["residual"], base["identity"], "k*", markersize=10, label="base")
         ax.axvline(base["residual"] + WORSE, color="0.6", linewidth=1, linestyle=":")
-        ax.set(title=regime, xlabel="residual (how far pictures are spoilt)", xticks=(0.04, 0.06, 0.08, 0.1))
-        ax.set(xlim=(0.04, 0.1), ylim=(0.65, 0.95))
-        spoilt = [means for (_, of), points in tried.items() if of == regime for means in points]
-        spoilt = [means for means in spoilt if means["residual"] > 0.1 or means["identity"] < 0.65]
-        ax.text(0.99, 0.01, f"{len(spoilt)} points are outside", ha="right", transform=ax.transAxes, fontsize=8)
+        ax.set(title=regime, xlim=SPOILT, ylim=IDENTITY)
+        ax.tick_params(labelbottom=True, labelleft=True)
+        points = [means for (_, of), points in tried.items() if of == regime for means in points]
+        inside = [_within(means["residual"], SPOILT) and _within(means["identity"], IDENTITY) for means in points]
+        ax.text(
+            0.99, 0.01, f"{inside.count(False)} points are outside", ha="right", transform=ax.transAxes, fontsize=8
+        )
         ax.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("identity")
     handles = {
         label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize=8)
+    for ax in axes:  # that are left
+        ax.axis("off")
+        ax.legend(handles.values(), handles.keys(), loc="center", frameon=False)
+    figure.supxlabel("residual (how far pictures are spoilt)", fontsize=10)
+    figure.supylabel("identity", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, facecolor="white")
 
 
 def draw_main(results: Sequence[dict], path: Path):
-    """Identity and leakage on test scenes with their intervals: a column for each regime, a colour for each method."""
+    """Identity above leakage, on test scenes, with intervals: a column for each regime, a colour for each method."""
     cells = by_cell(results)
     regimes = [regime for regime in MAIN_REGIMES if (regime, "dpo") in cells]
     base = cells[BASE]
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
-    for ax, name in zip(figure.subplots(1, 2), ("identity", "leakage"), strict=True):
+    figure = Figure(figsize=(12, 7.5), layout="constrained")
+    for ax, name in zip(figure.subplots(2, 1, sharex=True), ("identity", "leakage"), strict=True):
         mean, low, high = interval([*base[name].values()])
         ax.axhspan(low, high, color="0.92", zorder=0)
         ax.axhline(mean, color="0.6", linewidth=1, zorder=0, label="base")
@@ -76,23 +87,19 @@ def draw_main(results: Sequence[dict], path: Path):
             for place, method in enumerate(methods):
                 runs = [*cells[regime, method][name].values()]
                 mean, low, high = interval(runs)
-                x = column + 0.13 * (place - (len(methods) - 1) / 2)
+                x = column + (place - (len(methods) - 1) / 2) / (len(COLOURS) + 2)
                 few = {"markerfacecolor": "white"} if len(runs) == 1 else {}  # an interval over scenes alone
                 ax.errorbar(
                     x, mean, [[mean - low], [high - mean]], fmt="o", color=COLOURS[method], label=method, ms=5, **few
                 )
-        ax.set(title=name, xticks=range(len(regimes)), xticklabels=regimes)
-        ax.tick_params("x", rotation=15)
+            if column:
+                ax.axvline(column - 0.5, color="0.85", linewidth=1)
+        ax.set(ylabel=name, xticks=range(len(regimes)), xticklabels=regimes, xlim=(-0.5, len(regimes) - 0.5))
         ax.spines[["top", "right"]].set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     first = dict(zip(reversed(labels), reversed(handles), strict=True))
-    figure.legend(
-        [first[label] for label in dict.fromkeys(labels)],
-        dict.fromkeys(labels),
-        loc="outside right center",
-        frameon=False,
-        fontsize=8,
-    )
+    shown = [label for label in ("base", *COLOURS) if label in first]
+    figure.legend([first[label] for label in shown], shown, loc="outside right center", frameon=False, fontsize=9)
     figure.savefig(path, dpi=110, facecolor="white")
 
 

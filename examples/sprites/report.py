@@ -24,7 +24,7 @@ from .runs import (
     METHODS,
     PER_SCENE,
     REPEATED_METHODS,
-    REPEATED_REGIMES,
+    REPEATED_REGIME,
     RESULTS,
     TUNED_REGIMES,
     planned,
@@ -49,13 +49,17 @@ def choose(results: Sequence[dict], worse: float = WORSE) -> dict[str, dict[str,
         worse (`float`, *optional*, defaults to `0.01`):
             By how much the residual may exceed the base's.
     """
-    chosen = defaultdict(dict)
+    chosen, base = defaultdict(dict), base_of(results)
     for (method, regime), points in points_of(results).items():
-        spared = [p for p in points if p["residual"] <= base_of(results)["residual"] + worse]
-        if spared:
+        if spared := sparing(points, base, worse):
             best = max(spared, key=lambda point: (point["identity"], -point["residual"]))
             chosen[method][regime] = {name: best[name] for name in ("beta", "sft", "steps")}
     return chosen
+
+
+def sparing(points: Sequence[dict], base: dict[str, float], worse: float) -> list[dict]:
+    """Points that raise the residual by no more than `worse` over the base's."""
+    return [point for point in points if point["residual"] <= base["residual"] + worse]
 
 
 def points_of(results: Sequence[dict]) -> dict[tuple[str, str], list[dict]]:
@@ -139,13 +143,13 @@ def main_table(results: Sequence[dict]) -> str:
 
 
 def contrast_table(results: Sequence[dict], against: str = "dpo") -> str:
-    """What each method differs by from another on the same seeds and scenes."""
+    """What each method differs by from another on the same seeds and scenes, where there are several of both."""
     cells = by_cell(results)
     rows = []
     for regime, method, cell in in_order(cells):
         other = cells.get((regime, against), {})
         shared = sorted(cell["identity"].keys() & other.get("identity", {}).keys())
-        if shared and method != against:
+        if len(shared) > 1 and method != against:
             shown = [
                 in_brackets(interval([cell[name][seed] - other[name][seed] for seed in shared]), "+.3f")
                 for name in PER_SCENE
@@ -166,12 +170,12 @@ def further_table(results: Sequence[dict]) -> str:
 
 
 def change_table(results: Sequence[dict]) -> str:
-    """By how much identity and leakage differ from the base's, in proportion."""
+    """By how much identity and leakage differ from the base's, in proportion, where there are several seeds."""
     cells = by_cell(results)
     base = cells[BASE]
     rows = []
     for regime, method, cell in in_order(cells):
-        if method != "base":
+        if len(cell["identity"]) > 1:
             shown = [
                 in_brackets(change([*cell[name].values()], *base[name].values()), "+.1%")
                 for name in ("identity", "leakage")
@@ -259,25 +263,22 @@ def repeated_table(results: Sequence[dict]) -> str:
         if result["run"]["beta"] in BETAS:
             by_seed[result["run"]["seed"]].append(result)
     tried = [points_of(by_seed[seed]) for seed in sorted(by_seed)]
+
+    def highest(points: Sequence[dict], worse: float) -> float:
+        return max((point["identity"] for point in sparing(points, base, worse)), default=base["identity"])
+
+    best = {
+        method: np.array([[highest(of[method, REPEATED_REGIME], limit) for limit in LIMITS] for of in tried])
+        for method in REPEATED_METHODS
+    }
     rows = []
-    for regime in REPEATED_REGIMES:
-        best = {
-            method: np.array([[_best(of[method, regime], base, limit) for limit in LIMITS] for of in tried])
-            for method in REPEATED_METHODS
-        }
-        for method, values in best.items():
-            shown = {method: (values, ".3f")}
-            if method != "dpo":
-                shown[f"{method}, against `dpo`"] = values - best["dpo"], "+.3f"
-            for name, (of_seeds, form) in shown.items():
-                cells = [in_brackets(interval(column[:, None]), form) for column in of_seeds.T]
-                rows.append([regime, name, len(of_seeds), *cells])
-    return table(["regime", "method", "seeds", *(f"at most {limit:g}" for limit in LIMITS)], rows)
-
-
-def _best(points: Sequence[dict], base: dict[str, float], worse: float) -> float:
-    spared = [point["identity"] for point in points if point["residual"] <= base["residual"] + worse]
-    return max(spared, default=base["identity"])
+    for method, values in best.items():
+        shown = {method: (values, ".3f")}
+        if method != "dpo":
+            shown[f"{method}, against `dpo`"] = values - best["dpo"], "+.3f"
+        for name, (of_seeds, form) in shown.items():
+            rows.append([name, len(of_seeds), *(in_brackets(interval(of[:, None]), form) for of in of_seeds.T)])
+    return table(["method", "seeds", *(f"at most {limit:g}" for limit in LIMITS)], rows)
 
 
 def ablate_table(results: Sequence[dict]) -> str:
