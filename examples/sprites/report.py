@@ -322,7 +322,7 @@ TABLES: dict[str, dict[str, Callable[[Sequence[dict]], str]]] = {
     "main": {
         "means and intervals": main_table,
         "difference from dpo": contrast_table,
-        "difference from mask": partial(contrast_table, against="mask"),
+        **{f"difference from {method}": partial(contrast_table, against=method) for method in ("mask", "focus")},
         "change from the base": change_table,
         "where a further run is to be expected": further_table,
         "attributes": partial(means_table, columns=ATTRIBUTES),
