@@ -1,9 +1,12 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 """Bases in NF4 and 8 bits, and optimizers in 8 bits. bitsandbytes computes on the CPU what diffusers would have on a GPU alone."""
 
+from ctypes import c_longlong
+
 import bitsandbytes as bnb
 import pytest
 import torch
+from bitsandbytes.backends.cpu import ops as cpu
 from diffusers import BitsAndBytesConfig, Flux2KleinPipeline, PipelineQuantizationConfig
 from diffusers.quantizers.bitsandbytes.bnb_quantizer import BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer
 from peft import LoraConfig
@@ -22,10 +25,17 @@ PAIRS = make_pairs(8, n_references=1)
 
 @pytest.fixture
 def on_the_cpu(monkeypatch):
-    """Lets diffusers quantize there."""
+    """Lets diffusers quantize there, and bitsandbytes compute right."""
     for quantizer in (BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer):
         monkeypatch.setattr(quantizer, "validate_environment", lambda self, *args, **kwargs: None)
         monkeypatch.setattr(quantizer, "update_device_map", lambda self, device_map: {"": "cpu"})
+    # Its kernel for AVX-512 scales wrongly where a row is no multiple of a block's 64 weights: it gets them all in one row
+    kernel = cpu.lib.cdequantize_blockwise_cpu_nf4_fp32
+
+    def in_one_row(packed, absmax, out, blocksize, m, n):
+        kernel(packed, absmax, out, blocksize, c_longlong(1), c_longlong(m.value * n.value))
+
+    monkeypatch.setattr(cpu.lib, "cdequantize_blockwise_cpu_nf4_fp32", in_one_row)
 
 
 def quantized(folder, kind, **settings):
