@@ -43,7 +43,7 @@ def draw_frontier(results: Sequence[dict], path: Path):
     """Identity against what tuning does to the picture: all betas and steps of each method, a panel for each tuned regime."""
     base, tried = base_of(results), points_of(results)
     figure = Figure(figsize=(12, 7.5), layout="constrained")
-    axes = figure.subplots(2, -(-(len(TUNED_REGIMES) + 1) // 2), sharex=True, sharey=True).flat
+    axes = figure.subplots(2, len(TUNED_REGIMES) // 2 + 1, sharex=True, sharey=True).flat  # one or two for the legend
     for regime, ax in zip(TUNED_REGIMES, axes, strict=False):
         for method, colour in COLOURS.items():
             points = [(means["residual"], means["identity"]) for means in tried.get((method, regime), [])]
