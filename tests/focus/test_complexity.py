@@ -122,6 +122,12 @@ def test_windows_sum_to_1_at_the_border_too(sigma):
     torch.testing.assert_close(windows.flip(0, 1), windows)
 
 
+@pytest.mark.parametrize("sigma", [1.0, 4.0, 30.0])
+def test_products_of_windows_are_not_subnormal(sigma):
+    windows = gaussian_windows(1024, 2, sigma)
+    assert windows[windows > 0].min() ** 2 > torch.finfo(windows.dtype).tiny
+
+
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 @pytest.mark.parametrize("cell_size,sigma", [(8, 4.0), (16, 4.0), (16, 8.0), (16, 16.0)])
 def test_steps_agree_with_a_window_on_every_pixel(name, cell_size, sigma):

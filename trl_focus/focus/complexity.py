@@ -63,14 +63,16 @@ def soft_bins(luminance_BHW: torch.Tensor, bins: int) -> Iterator[torch.Tensor]:
 def gaussian_windows(size: int, step: int, sigma: float, device: torch.device | str | None = None) -> torch.Tensor:
     """
     Gaussian windows along one axis, centred on every run of `step` pixels. Each sums to 1, those cut off by the border
-    too.
+    too. Weights below 1e-12, far out, are 0.
 
     Returns:
         `torch.Tensor` of shape `(size // step, size)`: the weight of each pixel in each window.
     """
     centre_U1 = (torch.arange(size // step, device=device)[:, None] + 0.5) * step
     pixel_H = torch.arange(size, device=device) + 0.5
-    return torch.softmax(-((pixel_H - centre_U1) ** 2) / (2 * sigma**2), dim=1)
+    windows_UH = torch.softmax(-((pixel_H - centre_U1) ** 2) / (2 * sigma**2), dim=1)
+    # Products of the tails would be subnormal numbers, with which processors are several times slower
+    return F.threshold(windows_UH, 1e-12, 0)
 
 
 def local_entropy(
