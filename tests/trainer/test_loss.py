@@ -1,6 +1,7 @@
 # Copyright 2026 The trl-focus authors. Licensed under the Apache License, Version 2.0.
 """The trainer's loss and gradient against a plain recomputation: pictures in, formulas of the papers, loss out."""
 
+import itertools
 import math
 
 import numpy as np
@@ -169,8 +170,14 @@ def check_step(trainer, batch, total, gradient):
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-3, atol=1e-4 * scale.item())
 
 
-@pytest.mark.parametrize("family", PIPELINES)
-@pytest.mark.parametrize("loss", ["sigmoid", "robust", "hinge", "ipo", "sft"])
+# What a loss does to errors is the same for all families: the others are tried on a UNet and a transformer
+@pytest.mark.parametrize(
+    "family, loss",
+    [
+        *((family, "sigmoid") for family in PIPELINES),
+        *itertools.product(["sd15", "flux2_klein"], ["robust", "hinge", "ipo", "sft"]),
+    ],
+)
 def test_loss_and_gradient(tmp_path, family, loss):
     smoothing = {"label_smoothing": 0.1} if loss == "robust" else {}
     trainer = shaken_trainer(tmp_path, family, loss_type=[loss], guidance_scale=3.0, **smoothing)

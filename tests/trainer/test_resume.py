@@ -23,13 +23,14 @@ class StopAt(TrainerCallback):
 
 
 def resumed_and_straight(tmp_path, stop, make=make_focus_trainer, **kwargs):
-    settings = {"max_steps": 7, "save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "linear", **kwargs}
+    settings = {"max_steps": 7, "lr_scheduler_type": "linear", **kwargs}
     straight = make(tmp_path / "straight", **settings)
     straight.train()
-    first = make(tmp_path / "resumed", callbacks=[StopAt(stop)], **settings)
+    saved = {"save_strategy": "steps", "save_steps": stop}
+    first = make(tmp_path / "resumed", callbacks=[StopAt(stop)], **settings, **saved)
     first.train()
     assert first.state.global_step == stop
-    second = make(tmp_path / "resumed", **settings)
+    second = make(tmp_path / "resumed", **settings, **saved)
     torch.rand(5)  # a resumed process has another random state
     second.train(resume_from_checkpoint=str(tmp_path / "resumed" / f"checkpoint-{stop}"))
     assert second.state.global_step == 7
