@@ -24,7 +24,7 @@ from .runs import (
     METHODS,
     PER_SCENE,
     REPEATED_METHODS,
-    REPEATED_REGIME,
+    REPEATED_REGIMES,
     RESULTS,
     TUNED_REGIMES,
     planned,
@@ -254,31 +254,39 @@ def best_table(results: Sequence[dict], worse: float = WORSE) -> str:
 def repeated_table(results: Sequence[dict]) -> str:
     """
     Identity at the best beta and number of steps, chosen for each seed out of its own runs, and how that differs from that of
-    `dpo` on the same seeds. A column for each limit of what the residual may exceed the base's by; a method none of whose
-    points keeps within it is left at the base.
+    `dpo` on the same seeds; a seed counts when all of its runs are there. A column for each limit of what the residual may
+    exceed the base's by; a method none of whose points keeps within it is left at the base.
+
+    Args:
+        results (`Sequence[dict]`):
+            Runs of the stages `tune`, which has the base and the first seed, and `repeat`.
     """
-    swept = [result for result in (*stored("tune").values(), *results) if not result["run"]["sft"]]
-    base, by_seed = base_of(swept), defaultdict(list)
-    for result in swept:
-        if result["run"]["beta"] in BETAS:
-            by_seed[result["run"]["seed"]].append(result)
-    tried = [points_of(by_seed[seed]) for seed in sorted(by_seed)]
+    base, swept = base_of(results), defaultdict(list)
+    for result in results:
+        run = result["run"]
+        if run["method"] in REPEATED_METHODS and run["beta"] in BETAS and not run["sft"]:
+            swept[run["regime"], run["seed"]].append(result)
 
     def highest(points: Sequence[dict], worse: float) -> float:
         return max((point["identity"] for point in sparing(points, base, worse)), default=base["identity"])
 
-    best = {
-        method: np.array([[highest(of[method, REPEATED_REGIME], limit) for limit in LIMITS] for of in tried])
-        for method in REPEATED_METHODS
-    }
-    rows = []
-    for method, values in best.items():
-        shown = {method: (values, ".3f")}
-        if method != "dpo":
-            shown[f"{method}, against `dpo`"] = values - best["dpo"], "+.3f"
-        for name, (of_seeds, form) in shown.items():
-            rows.append([name, len(of_seeds), *(in_brackets(interval(of[:, None]), form) for of in of_seeds.T)])
-    return table(["method", "seeds", *(f"at most {limit:g}" for limit in LIMITS)], rows)
+    rows, whole = [], len(REPEATED_METHODS) * len(BETAS)
+    for regime in REPEATED_REGIMES:
+        tried = [points_of(found) for (of, _), found in swept.items() if of == regime and len(found) == whole]
+        if len(tried) < 2:
+            continue
+        best = {
+            method: np.array([[highest(points[method, regime], limit) for limit in LIMITS] for points in tried])
+            for method in REPEATED_METHODS
+        }
+        for method, values in best.items():
+            shown = {method: (values, ".3f")}
+            if method != "dpo":
+                shown[f"{method}, against `dpo`"] = values - best["dpo"], "+.3f"
+            for name, (of_seeds, form) in shown.items():
+                ends = (in_brackets(interval(of[:, None]), form) for of in of_seeds.T)
+                rows.append([regime, name, len(of_seeds), *ends])
+    return table(["regime", "method", "seeds", *(f"at most {limit:g}" for limit in LIMITS)], rows)
 
 
 def ablate_table(results: Sequence[dict]) -> str:
@@ -331,7 +339,11 @@ TABLES: dict[str, dict[str, Callable[[Sequence[dict]], str]]] = {
             means_table, columns=TRAINING
         ),
     },
-    "repeat": {"best points of each seed, by how much pictures may be spoilt": repeated_table},
+    "repeat": {
+        "best points of each seed, by how much pictures may be spoilt": lambda found: repeated_table(
+            [*runs_of("tune"), *found]
+        )
+    },
     "ablate": {"all runs": ablate_table},
 }
 

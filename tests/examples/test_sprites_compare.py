@@ -292,29 +292,32 @@ def test_ablations_are_told_against_the_map_as_it_is():
 
 
 def test_points_are_chosen_anew_for_each_seed(monkeypatch):
+    regime, other = runs.REPEATED_REGIMES
+    monkeypatch.setattr(report, "REPEATED_METHODS", ("dpo", "focus"))
+
     def swept(method, points, seed):
         return [
-            result(method, beta, identity, residual, runs.REPEATED_REGIME, seed=seed)
+            result(method, beta, identity, residual, regime, seed=seed)
             for beta, (identity, residual) in zip(runs.BETAS, points, strict=True)
         ]
 
-    first = [
+    results = [
         result("base", identity=0.5, residual=0.04),
-        result("dpo", runs.BETAS[0], 0.99, 0.04, runs.REPEATED_REGIME, sft=0.1),  # not on the other seeds
-        result("dpo", runs.LOW_BETA, 0.98, 0.04, runs.REPEATED_REGIME),
+        result("dpo", runs.BETAS[0], 0.99, 0.04, regime, sft=0.1),  # not on the other seeds
+        result("dpo", runs.LOW_BETA, 0.98, 0.04, regime),
+        result("dpo", runs.BETAS[0], 0.97, 0.04, other),
         *swept("dpo", [(0.6, 0.044), (0.7, 0.049), (0.9, 0.059)], seed=0),
         *swept("focus", [(0.7, 0.044), (0.8, 0.061), (0.9, 0.2)], seed=0),
-    ]
-    monkeypatch.setattr(report, "stored", lambda stage: dict(enumerate(first)))
-    further = [
         *swept("dpo", [(0.8, 0.044), (0.6, 0.049), (0.6, 0.059)], seed=1),
         *swept("focus", [(0.8, 0.046), (0.7, 0.049), (0.9, 0.059)], seed=1),
+        *swept("dpo", [(0.96, 0.04)] * 3, seed=2),  # whose runs are not all there
+        *swept("focus", [(0.1, 0.04)] * 3, seed=2)[:2],
     ]
-    dpo, focus, against = [line[2:].split(" | ") for line in report.repeated_table(further).splitlines()[2:5]]
-    assert [cell.split()[0] for cell in dpo] == ["dpo", "2", "0.700", "0.750", "0.850"]
-    assert [cell.split()[0] for cell in focus] == ["focus", "2", "0.600", "0.750", "0.800"]
-    assert [cell.split()[0] for cell in against] == ["focus,", "2", "-0.100", "+0.000", "-0.050"]
-    assert against[2] == f"-0.100 [{-0.1 - 12.706 * 0.2:+.3f}, {-0.1 + 12.706 * 0.2:+.3f}]"
+    dpo, focus, against = [line[2:].split(" | ") for line in report.repeated_table(results).splitlines()[2:]]
+    assert [cell.split()[0] for cell in dpo] == [regime, "dpo", "2", "0.700", "0.750", "0.850"]
+    assert [cell.split()[0] for cell in focus] == [regime, "focus", "2", "0.600", "0.750", "0.800"]
+    assert [cell.split()[0] for cell in against] == [regime, "focus,", "2", "-0.100", "+0.000", "-0.050"]
+    assert against[3] == f"-0.100 [{-0.1 - 12.706 * 0.2:+.3f}, {-0.1 + 12.706 * 0.2:+.3f}]"
 
 
 def test_runs_at_points_that_were_taken_back_are_left_out(monkeypatch, tmp_path):
