@@ -26,11 +26,10 @@ def resumed_and_straight(tmp_path, stop, make=make_focus_trainer, **kwargs):
     settings = {"max_steps": 7, "lr_scheduler_type": "linear", **kwargs}
     straight = make(tmp_path / "straight", **settings)
     straight.train()
-    saved = {"save_strategy": "steps", "save_steps": stop}
-    first = make(tmp_path / "resumed", callbacks=[StopAt(stop)], **settings, **saved)
+    first = make(tmp_path / "resumed", callbacks=[StopAt(stop)], save_strategy="steps", save_steps=stop, **settings)
     first.train()
     assert first.state.global_step == stop
-    second = make(tmp_path / "resumed", **settings, **saved)
+    second = make(tmp_path / "resumed", **settings)
     torch.rand(5)  # a resumed process has another random state
     second.train(resume_from_checkpoint=str(tmp_path / "resumed" / f"checkpoint-{stop}"))
     assert second.state.global_step == 7
